@@ -1,0 +1,260 @@
+"""``python -m vramblk.shellgen [--check]``: shell completions and man page, from the table of options.
+
+Writes below share/ of the current directory, laid out as it is to be installed below a prefix. With
+``--check`` writes nothing and exits 1 if one of the files is not up to date.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from .cli import COMMANDS, SERVE
+from .options import BY_NAME, GROUPS, OPTIONS, Option
+
+BASH = "share/bash-completion/completions/vramblk"
+ZSH = "share/zsh/site-functions/_vramblk"
+FISH = "share/fish/vendor_completions.d/vramblk.fish"
+MAN = "share/man/man1/vramblk.1"
+
+_NOTE = "Made by python -m vramblk.shellgen from the table of options."
+#: Flags of subcommands that are no settings: name, subcommands that take it, help, whether a value follows.
+_OWN_FLAGS = (
+    ("--help", tuple(COMMANDS), "Show the options and exit.", False),
+    ("--version", tuple(COMMANDS), "Show the version and exit.", False),
+    (
+        "--json",
+        tuple(name for name, command in COMMANDS.items() if command.json),
+        "Print the result as JSON.",
+        False,
+    ),
+    ("--list-devices", (SERVE,), "The same as the subcommand devices.", False),
+    ("--health", ("status",), "One line; exit status 0 if the server is healthy.", False),
+    ("--passes", ("selftest",), "How often to run all patterns.", True),
+)
+
+
+def main(arguments: list[str], root: Path = Path()) -> int:
+    """Write the files below ``root``, or with ``--check`` only compare."""
+    if arguments not in ([], ["--check"]):
+        print("usage: python -m vramblk.shellgen [--check]", file=sys.stderr)
+        return 2
+    made = {root / BASH: bash(), root / ZSH: zsh(), root / FISH: fish(), root / MAN: man_page()}
+    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        if arguments:
+            print(f"{path} is not up to date: run python -m vramblk.shellgen", file=sys.stderr)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(made[path])
+            print(f"wrote {path}")
+    return 1 if arguments and stale else 0
+
+
+def choices(option: Option) -> list[str]:
+    """The words that an option takes, where it takes only a few."""
+    words = re.split(r", | or ", option.allowed)
+    if not all(re.fullmatch(r"[a-z]+", word) for word in words):
+        return []
+    try:
+        for word in words:
+            option.parse(word)
+    except ValueError:
+        return []
+    return words
+
+
+def flags(command: str) -> Iterator[tuple[str, str, Option | None, bool]]:
+    """(flag, help, option or None, whether a value follows) of a subcommand, those of its help first."""
+    for name in COMMANDS[command].options:
+        option = BY_NAME[name]
+        yield option.flag, option.help, option, not option.boolean
+        if option.boolean:
+            yield f"--no-{option.flag[2:]}", f"Not: {option.help}", option, False
+    for flag, commands, text, value in _OWN_FLAGS:
+        if command in commands:
+            yield flag, text, None, value
+
+
+def bash() -> str:
+    """Completion for bash: subcommands, flags, choices and paths."""
+    lines = [f"# bash completion for vramblk. {_NOTE}"]
+    lines += [
+        "_vramblk_words() {",
+        '    mapfile -t COMPREPLY < <(compgen -W "$1" -- "$2")',
+        "}",
+        "_vramblk() {",
+    ]
+    lines += [
+        '    local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" command=serve flags',
+        '    [[ $COMP_CWORD -gt 1 && ${COMP_WORDS[1]} != -* ]] && command="${COMP_WORDS[1]}"',
+        '    case "$before" in',
+    ]
+    for option in OPTIONS:
+        names = "|".join(filter(None, (option.short, option.flag)))
+        if words := choices(option):
+            lines.append(f'        {names}) _vramblk_words "{" ".join(words)}" "$word"; return ;;')
+        elif option.path:
+            lines.append(f'        {names}) mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;')
+        elif not option.boolean:
+            lines.append(f"        {names}) return ;;")
+    lines += ["        --passes) return ;;", "    esac", '    case "$command" in']
+    for command in COMMANDS:
+        lines.append(f'        {command}) flags="{" ".join(flag for flag, *_ in flags(command))}" ;;')
+    lines += [
+        "    esac",
+        f'    [[ $COMP_CWORD -eq 1 ]] && flags+=" {" ".join(COMMANDS)}"',
+        '    _vramblk_words "$flags" "$word"',
+        "}",
+        "complete -o filenames -F _vramblk vramblk",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def zsh() -> str:
+    """Completion for zsh, with the help of each option."""
+    lines = ["#compdef vramblk", f"# {_NOTE}", "local -a commands specs", "commands=("]
+    lines += [f"    {_quote(f'{name}:{command.help}')}" for name, command in COMMANDS.items()]
+    lines += [
+        ")",
+        f"local command={SERVE}",
+        "[[ CURRENT -gt 2 && $words[2] != -* ]] && command=$words[2]",
+        "case $command in",
+    ]
+    for command in COMMANDS:
+        specs = [_quote(_zsh_spec(*each)) for each in flags(command)]
+        lines += [f"    {command}) specs=(", *(f"        {spec}" for spec in specs), "    ) ;;"]
+    lines += [
+        "esac",
+        "if [[ CURRENT -eq 2 && $words[2] != -* ]]; then _describe subcommand commands; fi",
+        "if [[ $command == $words[2] ]]; then shift words; (( CURRENT-- )); fi",
+        "_arguments $specs",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _zsh_spec(flag: str, text: str, option: Option | None, value: bool) -> str:
+    described = re.sub(r"([\[\]:\\])", r"\\\1", text)
+    spec = f"{'*' if option is not None and option.repeatable else ''}{flag}[{described}]"
+    if not value:
+        return spec
+    if option is None:
+        return f"{spec}:N:"
+    action = f"({' '.join(choices(option))})" if choices(option) else "_files" if option.path else ""
+    return f"{spec}:{option.metavar or option.name}:{action}".replace("HOST:PORT", r"HOST\:PORT")
+
+
+def fish() -> str:
+    """Completion for fish, with the help of each option."""
+    lines = [f"# fish completion for vramblk. {_NOTE}", "complete -c vramblk -f"]
+    for name, each in COMMANDS.items():
+        lines.append(f"complete -c vramblk -n __fish_use_subcommand -a {name} -d {_quote(each.help)}")
+    others = " ".join(name for name in COMMANDS if name != SERVE)
+    for command in COMMANDS:
+        seen = (
+            f"not __fish_seen_subcommand_from {others}"
+            if command == SERVE
+            else f"__fish_seen_subcommand_from {command}"
+        )
+        for flag, text, option, value in flags(command):
+            parts = [f"complete -c vramblk -n {_quote(seen)} -l {flag[2:]}"]
+            if option is not None and option.short and flag == option.flag:
+                parts.append(f"-s {option.short[1:]}")
+            if value:
+                words = choices(option) if option is not None else []
+                parts.append(
+                    f"-x -a {_quote(' '.join(words))}"
+                    if words
+                    else "-r -F"
+                    if option is not None and option.path
+                    else "-x"
+                )
+            parts.append(f"-d {_quote(text)}")
+            lines.append(" ".join(parts))
+    return "\n".join(lines) + "\n"
+
+
+def _quote(text: str) -> str:
+    """A word for a shell; fish and the POSIX shells agree on this form."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "’") + "'"
+
+
+def man_page() -> str:
+    """The man page, in the man(7) macros."""
+    parts = ['.TH VRAMBLK 1 "" vramblk "User Commands"', f'.\\" {_NOTE}', _MAN_HEAD]
+    parts.append(".SH SUBCOMMANDS")
+    parts += [f".TP\n.B {name}\n{_roff(command.help)}." for name, command in COMMANDS.items()]
+    parts.append(
+        ".SH OPTIONS\nEvery option has an environment variable and a YAML key;"
+        " a flag wins over a variable, a variable over the file."
+    )
+    for group in GROUPS:
+        parts.append(f'.SS "{_roff(group)}"')
+        parts += [_man_option(option) for option in OPTIONS if option.group == group]
+    parts.append('.SS "Of single subcommands"')
+    for flag, commands, text, value in _OWN_FLAGS:
+        where = "" if len(commands) == len(COMMANDS) else f" ({', '.join(commands)})"
+        parts.append(f".TP\n.B {_roff(flag)}{' N' if value else ''}\n{_roff(text + where)}")
+    parts.append(_MAN_TAIL)
+    return "\n".join(parts) + "\n"
+
+
+def _man_option(option: Option) -> str:
+    names = ", ".join(filter(None, (option.short, option.flag)))
+    value = "" if option.boolean else f" {option.metavar}"
+    repeated = " May be repeated; in the variable separated by commas." if option.repeatable else ""
+    facts = f"Allowed: {option.allowed}. Default: {option.default_text}. Variable: {option.environment}."
+    return f".TP\n.B {_roff(names + value)}\n{_roff(option.help + repeated)}\n{_roff(facts)}"
+
+
+def _roff(text: str) -> str:
+    """Text with what roff would take for its own escaped."""
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    return "\\&" + escaped if escaped.startswith((".", "'")) else escaped
+
+
+_MAN_HEAD = r""".SH NAME
+vramblk \- serve GPU memory as an NBD block device
+.SH SYNOPSIS
+.B vramblk
+.RI [ subcommand ]
+.RI [ options ]
+.SH DESCRIPTION
+Serves memory of a GPU over the Network Block Device protocol, as scratch disk or as swap space. All of it is
+allocated, zeroed and proven before clients are served. Without a subcommand it serves."""
+_MAN_TAIL = r""".SH "EXIT STATUS"
+.TP
+.B 0
+The server was told to stop and did, or the result is good.
+.TP
+.B 1
+A failure at run time: a busy address, an unusable socket path, a lost engine, a server that does not answer.
+.TP
+.B 2
+A bad value; the line on stderr names setting, source, value and what is allowed.
+.TP
+.B 78
+A missing device, permission or capability; the line says what to do about it.
+.SH FILES
+.TP
+.I /run/vramblk/nbd.sock
+Usual Unix socket of the server.
+.TP
+.I /run/vramblk/status.sock
+Status socket of a server that runs as root; otherwise
+.IR $XDG_RUNTIME_DIR/vramblk-status.sock .
+.SH SIGNALS
+SIGTERM and SIGINT: take no new clients and leave when the last one has gone; in scratch mode
+at the latest after
+.BR \-\-drain\-timeout .
+SIGQUIT: end at once.
+.SH "SEE ALSO"
+.BR nbd\-client (8),
+.BR nbdcopy (1),
+.BR swapon (8)"""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
