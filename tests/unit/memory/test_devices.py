@@ -1,0 +1,154 @@
+"""Which device an export gets, and what the user is told if there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vramblk.errors import PreconditionError
+from vramblk.memory import probing
+from vramblk.memory.devices import CPU, GPU, DeviceInfo, choose, normal_pci
+from vramblk.units import parse_size
+
+GIB = 1 << 30
+
+
+def device(platform: int, index: int, name: str, type: str = GPU, pci: str | None = None) -> DeviceInfo:
+    return DeviceInfo(
+        platform, index, f"platform {platform}", name, type, "vendor", "1.0", 8 * GIB, 2 * GIB, pci, None
+    )
+
+
+HOST = [
+    device(0, 0, "pthread-cpu", CPU),
+    device(1, 0, "NVIDIA H200", pci="0000:01:00.0"),
+    device(1, 1, "NVIDIA H200", pci="0000:02:00.0"),
+    device(2, 0, "gfx1100", pci="0000:0a:00.0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("platform", "name", "expected"),
+    [
+        (None, None, 1),
+        (None, "0", 1),
+        (None, "1", 2),
+        (None, "h200", 1),
+        (None, "gfx", 3),
+        (None, "02:00.0", 2),
+        (None, "0000:0A:00.0", 3),
+        (2, None, 3),
+        (2, "0", 3),
+        (1, "1", 2),
+    ],
+)
+def test_choice(platform: int | None, name: str | None, expected: int) -> None:
+    """The first GPU of any platform, or what index, name or PCI address says."""
+    assert choose(HOST, platform, name, allow_cpu=False) is HOST[expected]
+    assert choose(HOST, platform, name, allow_cpu=True) is HOST[expected]
+
+
+def test_cpu_only_where_allowed() -> None:
+    """A CPU is never taken unasked, and only for want of a GPU."""
+    for platform, name in ((0, None), (None, "pthread"), (0, "0")):
+        with pytest.raises(PreconditionError, match="allow-cpu"):
+            choose(HOST, platform, name, allow_cpu=False)
+        assert choose(HOST, platform, name, allow_cpu=True) is HOST[0]
+    with pytest.raises(PreconditionError, match="no GPU found"):
+        choose(HOST[:1], None, None, allow_cpu=False)
+    assert choose(HOST[:1], None, "0", allow_cpu=True) is HOST[0]
+
+
+@pytest.mark.parametrize(
+    ("platform", "name", "said"),
+    [
+        (7, None, "platform 7 does not exist.*NVIDIA H200"),
+        (None, "9", "device '9' does not exist.*gfx1100"),
+        (2, "h200", "on platform 2"),
+        (None, "0000:33:00.0", "does not exist"),
+    ],
+)
+def test_what_does_not_exist_is_named_with_what_does(platform: int | None, name: str, said: str) -> None:
+    with pytest.raises(PreconditionError, match=said):
+        choose(HOST, platform, name, allow_cpu=True)
+
+
+def test_nothing_found_says_what_to_install() -> None:
+    with pytest.raises(PreconditionError, match="install"):
+        choose([], None, None, allow_cpu=True)
+
+
+def test_ambiguous_and_broken() -> None:
+    """A fragment of two names is refused; a device that cannot be used says why."""
+    both = [device(0, 0, "Radeon A"), device(0, 1, "Radeon B")]
+    with pytest.raises(PreconditionError, match="ambiguous"):
+        choose(both, None, "radeon", allow_cpu=False)
+    broken = replace(HOST[1], problem="it has no compiler for kernels")
+    with pytest.raises(PreconditionError, match="no compiler"):
+        choose([broken], None, None, allow_cpu=False)
+
+
+def test_pci() -> None:
+    assert normal_pci("01:0A.3") == "0000:01:0a.3"
+    with pytest.raises(ValueError):
+        normal_pci("nonsense")
+
+
+def test_shares() -> None:
+    """Bytes stay, percent is of all, max takes what is left, together never more than there is."""
+    sizes = [parse_size(text) for text in ("1G", "50%", "max", "max")]
+    assert probing.share(sizes, lambda: 8 * GIB) == [GIB, 4 * GIB, 3 * GIB // 2, 3 * GIB // 2]
+    assert probing.share([parse_size("3G")], lambda: 1 // 0) == [3 * GIB]
+    with pytest.raises(ValueError, match="together"):
+        probing.share([parse_size("60%"), parse_size("60%")], lambda: GIB)
+    with pytest.raises(ValueError):
+        probing.share([parse_size("100%"), parse_size("max")], lambda: GIB)
+
+
+def test_max_on_a_cpu_leaves_the_host_its_memory() -> None:
+    """On a CPU device nothing is touched to find out: half of what the host has available."""
+    usable = probing.usable_bytes(device(0, 0, "cpu", CPU))
+    assert 0 < usable <= probing.available_host_bytes() // 2
+
+
+def _devices(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vramblk", "devices", *arguments],
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_listing() -> None:
+    """The table and its JSON show the CPU, and that it needs --allow-cpu."""
+    table = _devices({})
+    assert table.returncode == 0
+    assert "--allow-cpu" in table.stdout
+    rows = json.loads(_devices({}, "--json").stdout)["devices"]
+    assert any(row["type"] == CPU and row["needs_allow_cpu"] for row in rows)
+    assert all(row["memory_bytes"] >= row["largest_allocation_bytes"] > 0 for row in rows)
+
+
+def test_kernels_compile_without_a_writable_home(tmp_path: Path) -> None:
+    """A cache directory that cannot be written does not matter: kernels go to a private one."""
+    home = tmp_path / "file"
+    home.write_text("no directory")
+    found = subprocess.run(
+        [sys.executable, "-m", "vramblk", "selftest", "--size", "4M", "--allow-cpu", "--json"],
+        env={"HOME": str(home), "PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / f"vramblk-cache-{os.geteuid()}").is_dir()

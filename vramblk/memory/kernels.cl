@@ -1,0 +1,183 @@
+// Kernels of one device. Given at build time:
+//   TABLE  requests in one launch's table
+//   LANES  work-items per request or block: 1 on a CPU, where one thread copies best by itself
+//
+// The two dimensions of a launch of gather and scatter are lanes and requests; of the others, lanes
+// and groups, each of which takes blocks of 4096 bytes in turn.
+// Words are little-endian on the device, as the host's; what goes to the wire is big-endian.
+
+#define LANE get_local_id(0)
+#define REQUEST get_group_id(1)
+#define GROUP get_group_id(1)
+#define GROUPS get_num_groups(1)
+
+#define BLOCK16 256
+
+typedef struct {
+    uint off16[TABLE];
+    uint pos4[TABLE];
+    uint shape[TABLE];
+    uint cookie_lo[TABLE];
+    uint cookie_hi[TABLE];
+} table_t;
+
+#define ARENAS                                                                                     \
+    __global uint4 *a0, __global uint4 *a1, __global uint4 *a2, __global uint4 *a3,                \
+        __global uint4 *a4, __global uint4 *a5, __global uint4 *a6, __global uint4 *a7,            \
+        __global uint4 *a8, __global uint4 *a9, __global uint4 *a10, __global uint4 *a11,          \
+        __global uint4 *a12, __global uint4 *a13, __global uint4 *a14, __global uint4 *a15
+
+// A switch, not an array: all work-items of a group agree, and an array would live in memory.
+#define PICK(arena, number)                                                                        \
+    switch (number) {                                                                              \
+    case 1: arena = a1; break;                                                                     \
+    case 2: arena = a2; break;                                                                     \
+    case 3: arena = a3; break;                                                                     \
+    case 4: arena = a4; break;                                                                     \
+    case 5: arena = a5; break;                                                                     \
+    case 6: arena = a6; break;                                                                     \
+    case 7: arena = a7; break;                                                                     \
+    case 8: arena = a8; break;                                                                     \
+    case 9: arena = a9; break;                                                                     \
+    case 10: arena = a10; break;                                                                   \
+    case 11: arena = a11; break;                                                                   \
+    case 12: arena = a12; break;                                                                   \
+    case 13: arena = a13; break;                                                                   \
+    case 14: arena = a14; break;                                                                   \
+    case 15: arena = a15; break;                                                                   \
+    default: arena = a0;                                                                           \
+    }
+
+static inline uint big_endian(uint word) { return as_uint(as_uchar4(word).wzyx); }
+
+// Reads: header and data of each request, contiguous in the staging buffer from its pos4.
+__kernel void gather(ARENAS, __global uint *staging, ulong arena_bytes, const table_t table) {
+    const uint request = REQUEST;
+    const uint shape = table.shape[request];
+    const uint off16 = table.off16[request];
+    const uint length16 = shape & 0xffff;
+    const uint header = shape >> 16 & 0xf;
+    const uint number = shape >> 24 & 0xf;
+    const __global uint4 *arena;
+    PICK(arena, number)
+    const __global uint4 *from = arena + off16;
+    __global uint *to = staging + table.pos4[request];
+    if (header && LANE == 0) {
+        const ulong offset = number * arena_bytes + (ulong)off16 * 16;
+        const uint offset_hi = big_endian((uint)(offset >> 32));
+        const uint offset_lo = big_endian((uint)offset);
+        const uint chunk_length = big_endian(8 + length16 * 16);
+        to[2] = table.cookie_lo[request];
+        to[3] = table.cookie_hi[request];
+        if (header == 4) { // simple reply, error 0
+            to[0] = 0x98664467;
+            to[1] = 0;
+        } else if (header == 7) { // structured chunk, DONE, OFFSET_DATA
+            to[0] = 0xef338e66;
+            to[1] = 0x01000100;
+            to[4] = chunk_length;
+            to[5] = offset_hi;
+            to[6] = offset_lo;
+        } else { // extended chunk, DONE, OFFSET_DATA
+            to[0] = 0x8c278a6e;
+            to[1] = 0x01000100;
+            to[4] = offset_hi;
+            to[5] = offset_lo;
+            to[6] = 0;
+            to[7] = chunk_length;
+            to[8] = offset_hi;
+            to[9] = offset_lo;
+        }
+    }
+    to += header;
+    if (((table.pos4[request] + header) & 3) == 0) {
+        __global uint4 *to16 = (__global uint4 *)to;
+        for (uint i = LANE; i < length16; i += LANES) to16[i] = from[i];
+    } else {
+        const __global uint *from4 = (const __global uint *)from;
+        for (uint i = LANE; i < length16 * 4; i += LANES) to[i] = from4[i];
+    }
+}
+
+// Writes: the payload of each request lies in the staging buffer at its pos4.
+__kernel void scatter(ARENAS, const __global uint *staging, ulong arena_bytes, const table_t table) {
+    const uint request = REQUEST;
+    const uint shape = table.shape[request];
+    const uint length16 = shape & 0xffff;
+    __global uint4 *arena;
+    PICK(arena, shape >> 24 & 0xf)
+    __global uint4 *to = arena + table.off16[request];
+    const __global uint *from = staging + table.pos4[request];
+    if ((table.pos4[request] & 3) == 0) {
+        const __global uint4 *from16 = (const __global uint4 *)from;
+        for (uint i = LANE; i < length16; i += LANES) to[i] = from16[i];
+    } else {
+        __global uint *to4 = (__global uint *)to;
+        for (uint i = LANE; i < length16 * 4; i += LANES) to4[i] = from[i];
+    }
+}
+
+// Zero the bytes [start, start + length) of an arena, whatever their alignment.
+__kernel void zero(__global uchar *arena, ulong start, ulong length) {
+    ulong head = (16 - (start & 15)) & 15;
+    if (head > length) head = length;
+    const ulong middle16 = (length - head) / 16;
+    const ulong tail = start + head + middle16 * 16;
+    if (GROUP == 0) {
+        for (ulong i = start + LANE; i < start + head; i += LANES) arena[i] = 0;
+        for (ulong i = tail + LANE; i < start + length; i += LANES) arena[i] = 0;
+    }
+    __global uint4 *to = (__global uint4 *)(arena + start + head);
+    for (ulong block = GROUP; block * BLOCK16 < middle16; block += GROUPS) {
+        const ulong first = block * BLOCK16;
+        const uint count = middle16 - first < BLOCK16 ? (uint)(middle16 - first) : BLOCK16;
+        for (uint i = LANE; i < count; i += LANES) to[first + i] = (uint4)(0);
+    }
+}
+
+static inline uint mixed(uint word) {
+    word = (word ^ word >> 17) * 0xed5ad4bb;
+    word = (word ^ word >> 11) * 0xac4c1b51;
+    word = (word ^ word >> 15) * 0x31848bab;
+    return word ^ word >> 14;
+}
+
+// The word of a pattern at a word index of the export; patterns.py computes the same.
+static inline uint expected(uint pattern, ulong index, uint seed) {
+    const uint low = (uint)index, high = (uint)(index >> 32);
+    switch (pattern) {
+    case 1: return low ^ high << 16 ^ seed;
+    case 2: return mixed(low ^ mixed(high + seed));
+    case 3: return 1u << (low + seed & 31);
+    case 4: return ~(1u << (low + seed & 31));
+    default: return 0;
+    }
+}
+
+static inline uint4 expected4(uint pattern, ulong index, uint seed) {
+    return (uint4)(expected(pattern, index, seed), expected(pattern, index + 1, seed),
+                   expected(pattern, index + 2, seed), expected(pattern, index + 3, seed));
+}
+
+// Write a pattern over blocks of 4096 bytes; index is the export's word index of the first.
+__kernel void fill(__global uint4 *arena, ulong first16, ulong blocks, ulong index, uint pattern,
+                   uint seed) {
+    for (ulong block = GROUP; block < blocks; block += GROUPS)
+        for (uint i = LANE; i < BLOCK16; i += LANES) {
+            const ulong at = block * BLOCK16 + i;
+            arena[first16 + at] = expected4(pattern, index + at * 4, seed);
+        }
+}
+
+// Compare blocks with a pattern: found[0] becomes 1 if any differs, and found[1 + block] of each.
+__kernel void verify(const __global uint4 *arena, ulong first16, ulong blocks, ulong index,
+                     uint pattern, uint seed, __global uint *found) {
+    for (ulong block = GROUP; block < blocks; block += GROUPS)
+        for (uint i = LANE; i < BLOCK16; i += LANES) {
+            const ulong at = block * BLOCK16 + i;
+            if (any(arena[first16 + at] != expected4(pattern, index + at * 4, seed))) {
+                found[0] = 1;
+                found[1 + block] = 1;
+            }
+        }
+}

@@ -1,0 +1,95 @@
+"""The table of ``vramblk devices``."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import PreconditionError
+from ..units import format_bytes
+from .devices import CPU, NOTHING_FOUND, DeviceInfo, discover
+from .passthrough import obstacle
+
+_COLUMNS = ("platform", "device", "name", "type", "vendor", "driver", "memory", "largest", "pci", "usable")
+_NUMBERS = ("memory", "largest")
+
+
+def print_devices(json: bool) -> int:
+    """Print every platform's devices to stdout, as a table or as JSON; exit status 0, also with none."""
+    problem = None
+    try:
+        devices = discover()
+        if not devices:
+            problem = obstacle() or NOTHING_FOUND
+    except PreconditionError as error:
+        devices, problem = [], str(error)
+    if json:
+        result = {"devices": [_row(device) for device in devices], "problem": problem}
+        print(json_module.dumps(result, indent=2))
+    elif problem is not None:
+        print(problem)
+    else:
+        _print_table(devices)
+    return 0
+
+
+def usability(device: DeviceInfo) -> str:
+    """The word yes, or what stands in the way."""
+    if device.problem is not None:
+        return device.problem
+    return "with --allow-cpu (system RAM)" if device.type == CPU else "yes"
+
+
+def _row(device: DeviceInfo) -> dict[str, Any]:
+    return {
+        "platform_index": device.platform_index,
+        "device_index": device.device_index,
+        "platform": device.platform,
+        "name": device.name,
+        "type": device.type,
+        "vendor": device.vendor,
+        "driver": device.driver,
+        "memory_bytes": device.memory_bytes,
+        "largest_allocation_bytes": device.largest_allocation_bytes,
+        "pci_address": device.pci_address,
+        "usable": device.problem is None,
+        "needs_allow_cpu": device.type == CPU,
+        "reason": device.problem or ("system RAM" if device.type == CPU else None),
+    }
+
+
+def _print_table(devices: Sequence[DeviceInfo]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in _COLUMNS:
+        table.add_column(column, overflow="fold", justify="right" if column in _NUMBERS else "left")
+    for device in devices:
+        table.add_row(
+            f"{device.platform_index} {device.platform}",
+            str(device.device_index),
+            device.name,
+            device.type,
+            device.vendor,
+            device.driver,
+            readable(device.memory_bytes),
+            readable(device.largest_allocation_bytes),
+            device.pci_address or "-",
+            usability(device),
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    console.print(table)
+
+
+def readable(size_bytes: int) -> str:
+    """Bytes for people: whole units as they are, the rest to one decimal."""
+    for suffix, shift in (("T", 40), ("G", 30), ("M", 20), ("K", 10)):
+        if size_bytes >> shift:
+            whole = size_bytes % (1 << shift) == 0
+            return format_bytes(size_bytes) if whole else f"{size_bytes / (1 << shift):.1f}{suffix}"
+    return str(size_bytes)

@@ -1,0 +1,286 @@
+"""An export in the memory of an OpenCL device.
+
+Reads: a gather kernel lays complete replies, header and data, into a staging buffer on the device,
+and one copy per stretch of neighbours brings them into the slab they are sent from. Writes go the
+other way through a scatter kernel. Copies of their own go straight between slab and arena.
+
+Everything is queued without waiting into one in-order queue; one clFinish ends the batch. The status
+of each call is checked. On NVIDIA and PoCL a command that fails while it runs makes clFinish fail too
+(or ends the process); on other runtimes, where that was not seen, each command's own event is asked
+for its status as well.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .arenas import split
+from .base import Batch, Copy, DeviceError, Pattern, Progress, Run, SlabWindow
+from .hotcalls import failed
+from .opendevice import OpenDevice
+from .patterns import BLOCK_BYTES, bad_ranges, prove
+
+#: Uploads of neighbours this close are one: a copy costs as much as this many bytes on their way.
+_UPLOAD_GAP = 16384
+_VERIFY_BYTES = 1 << 30
+_STAGING_ARGUMENT, _ARENA_BYTES_ARGUMENT, _TABLE_ARGUMENT = 16, 17, 18
+
+
+class OpenCLMemory:
+    """See ``base.Memory``.
+
+    Args:
+        device: shared by all exports on it; ``attach`` may be called before or after.
+        arena_sizes: bytes, from ``arenas.plan_arenas``.
+
+    Raises:
+        DeviceError: the arenas could not be allocated; nothing stays allocated.
+    """
+
+    def __init__(
+        self, device: OpenDevice, arena_sizes: Sequence[int], progress: Progress | None = None
+    ) -> None:
+        self.size_bytes = sum(arena_sizes)
+        self.arena_bytes = arena_sizes[0]
+        self._device = device
+        self._hot = device.hot
+        self._queue = device.queue_handle
+        self._buffers: list[Any] = []
+        self._closed = False
+        device.opened()
+        self._zero_kernel, self._fill, self._verify, self._gather, self._scatter = (
+            device.kernel(name) for name in ("zero", "fill", "verify", "gather", "scatter")
+        )
+        self._zero_range = np.zeros(2, np.uint64)
+        try:
+            self._allocate(arena_sizes, progress)
+        except DeviceError as error:
+            self.close()
+            raise device.drained(error) from None
+        self._handles = [int(buffer.int_ptr) for buffer in self._buffers]
+
+    def _allocate(self, arena_sizes: Sequence[int], progress: Progress | None) -> None:
+        done = 0
+        for size_bytes in arena_sizes:
+            buffer = self._device.allocate(size_bytes)
+            self._buffers.append(buffer)
+            self._zero_piece(int(buffer.int_ptr), 0, size_bytes)
+            self._device.finish()
+            done += size_bytes
+            if progress is not None:
+                progress("allocate", done, self.size_bytes)
+
+    @property
+    def pinned(self) -> Sequence[bool]:
+        return self._device.pinned
+
+    @property
+    def description(self) -> dict[str, Any]:
+        info = self._device.info
+        where = f" at {info.pci_address}" if info.pci_address else ""
+        return {
+            "description": f"memory of {info.name}{where}",
+            "memory": "opencl",
+            "device": info.name,
+            "device_type": info.type,
+            "platform": info.platform,
+            "vendor": info.vendor,
+            "driver": info.driver,
+            "pci_address": info.pci_address,
+            "platform_index": info.platform_index,
+            "device_index": info.device_index,
+            "device_memory_bytes": info.memory_bytes,
+            "arenas": len(self._buffers),
+            "pinned": all(self._device.pinned),
+        }
+
+    def attach(self, windows: Sequence[SlabWindow]) -> None:
+        """Take the windows, and run every shape of every kernel once: PoCL compiles each at its first launch.
+
+        Raises:
+            DeviceError: the staging buffer could not be allocated, or a kernel failed.
+        """
+        self._device.attach(windows)
+        self._prepare_runs()
+        self._warm_up()
+
+    def _prepare_runs(self) -> None:
+        device = self._device
+        arena_bytes = ctypes.c_uint64(self.arena_bytes)
+        for kernel in (self._gather, self._scatter):
+            for index in range(_STAGING_ARGUMENT):
+                device.set_buffer(kernel, index, self._handles[index if index < len(self._handles) else 0])
+            device.set_buffer(kernel, _STAGING_ARGUMENT, device.staging_handle)
+            device.set_value(kernel, _ARENA_BYTES_ARGUMENT, ctypes.addressof(arena_bytes), 8)
+
+    def _warm_up(self) -> None:
+        """Runs of no bytes touch nothing, yet have the shapes of real ones."""
+        self._device.table[:] = 0
+        for kernel in (self._scatter, self._gather):
+            for count in (1, self._device.table_requests):
+                self._start(kernel, count)
+        self._zero_piece(self._handles[0], 0, BLOCK_BYTES)
+        self._device.finish()
+
+    def execute(self, batch: Batch) -> None:
+        try:
+            if batch.writes:
+                self._upload(batch.writes)
+                self._launch(self._scatter, batch.writes)
+            if batch.copies_in:
+                self._copy(self._hot.write, batch.copies_in)
+            for offset, length in batch.zeroes:
+                for arena, within, piece in split(offset, length, self.arena_bytes):
+                    self._zero_piece(self._handles[arena], within, piece)
+            if batch.reads:
+                self._launch(self._gather, batch.reads)
+                self._download(batch.reads)
+            if batch.copies_out:
+                self._copy(self._hot.read, batch.copies_out)
+            if batch.echoes:
+                self._device.echo(batch.echoes)
+            self._device.finish()
+        except DeviceError as error:
+            raise self._device.drained(error) from None
+
+    def _upload(self, runs: Sequence[Run]) -> None:
+        window, lo, hi = runs[0].window, runs[0].lo, runs[0].hi
+        for run in runs:
+            if run.window == window and lo <= run.lo <= hi + _UPLOAD_GAP:
+                if run.hi > hi:
+                    hi = run.hi
+            else:
+                self._device.stage_in(window, lo, hi)
+                window, lo, hi = run.window, run.lo, run.hi
+        self._device.stage_in(window, lo, hi)
+
+    def _download(self, runs: Sequence[Run]) -> None:
+        """Exact neighbours only: what lies between replies belongs to others."""
+        window, lo, hi = runs[0].window, runs[0].lo, runs[0].lo
+        for run in runs:
+            if run.window == window and run.lo == hi:
+                hi = run.hi
+            else:
+                self._device.stage_out(window, lo, hi)
+                window, lo, hi = run.window, run.lo, run.hi
+        self._device.stage_out(window, lo, hi)
+
+    def _launch(self, kernel: int, runs: Sequence[Run]) -> None:
+        device = self._device
+        table, room, columns = device.table, device.table_requests, device.columns
+        filled = 0
+        for window, first, count, _, _ in runs:
+            source = columns[window]
+            while count:
+                part = room - filled
+                if part > count:
+                    part = count
+                table[:, filled : filled + part] = source[:, first : first + part]
+                filled += part
+                first += part
+                count -= part
+                if filled == room:
+                    self._start(kernel, filled)
+                    filled = 0
+        if filled:
+            self._start(kernel, filled)
+
+    def _start(self, kernel: int, requests: int) -> None:
+        device = self._device
+        status = self._hot.set_arg(kernel, _TABLE_ARGUMENT, device.table_bytes, device.table_address)
+        if status:
+            raise failed("clSetKernelArg of the request table", status)
+        device.launch(kernel, device.run_sizes[requests])
+
+    def _copy(self, call: Any, copies: Sequence[Copy]) -> None:
+        device, queue, handles, arena_bytes = self._device, self._queue, self._handles, self.arena_bytes
+        for window, lo, hi, offset in copies:
+            address = device.addresses[window] + lo
+            for arena, within, piece in split(offset, hi - lo, arena_bytes):
+                status = call(queue, handles[arena], 0, within, piece, address, 0, None, device.event())
+                if status:
+                    raise failed(f"copy of {piece} bytes at {offset:#x}", status)
+                address += piece
+
+    def _zero_piece(self, handle: int, within: int, length: int) -> None:
+        device, kernel = self._device, self._zero_kernel
+        values = self._zero_range
+        values[0] = within
+        values[1] = length
+        device.set_buffer(kernel, 0, handle)
+        device.set_value(kernel, 1, values.ctypes.data, 8)
+        device.set_value(kernel, 2, values.ctypes.data + 8, 8)
+        device.launch(kernel, device.block_sizes(length // BLOCK_BYTES + 1))
+
+    def fill(self, offset: int, length: int, pattern: Pattern, seed: int = 0) -> None:
+        try:
+            for arena, within, piece in split(offset, length, self.arena_bytes):
+                self._set_pattern(self._fill, arena, within, piece, pattern, seed)
+                self._device.launch(self._fill, self._device.block_sizes(piece // BLOCK_BYTES))
+            self._device.finish()
+        except DeviceError as error:
+            raise self._device.drained(error) from None
+
+    def mismatches(self, offset: int, length: int, pattern: Pattern, seed: int = 0) -> list[tuple[int, int]]:
+        try:
+            bad = [np.zeros(0, bool)]
+            for start in range(offset, offset + length, _VERIFY_BYTES):
+                part = min(_VERIFY_BYTES, offset + length - start)
+                for arena, within, piece in split(start, part, self.arena_bytes):
+                    bad.append(self._bad_blocks(arena, within, piece, pattern, seed))
+            return bad_ranges(np.concatenate(bad), offset)
+        except DeviceError as error:
+            raise self._device.drained(error) from None
+
+    def _bad_blocks(
+        self, arena: int, within: int, length: int, pattern: Pattern, seed: int
+    ) -> npt.NDArray[np.bool_]:
+        device = self._device
+        blocks = length // BLOCK_BYTES
+        found = device.findings(_VERIFY_BYTES // BLOCK_BYTES + 1)
+        handle = int(found.int_ptr)
+        self._zero_piece(handle, 0, (blocks + 1) * 4)
+        self._set_pattern(self._verify, arena, within, length, pattern, seed)
+        device.set_buffer(self._verify, 6, handle)
+        device.launch(self._verify, device.block_sizes(blocks))
+        any_found = np.zeros(1, np.uint32)
+        device.read_back(handle, any_found)
+        if not any_found[0]:
+            return np.zeros(blocks, bool)
+        flags = np.zeros(blocks + 1, np.uint32)
+        device.read_back(handle, flags)
+        return np.asarray(flags[1:] != 0)
+
+    def _set_pattern(
+        self, kernel: int, arena: int, within: int, length: int, pattern: Pattern, seed: int
+    ) -> None:
+        device = self._device
+        places = np.array(
+            [within // 16, length // BLOCK_BYTES, (arena * self.arena_bytes + within) // 4], np.uint64
+        )
+        words = np.array([int(pattern), seed & 0xFFFFFFFF], np.uint32)
+        device.set_buffer(kernel, 0, self._handles[arena])
+        for index in range(3):
+            device.set_value(kernel, 1 + index, places.ctypes.data + 8 * index, 8)
+        for index in range(2):
+            device.set_value(kernel, 4 + index, words.ctypes.data + 4 * index, 4)
+
+    def zero_all(self) -> None:
+        self.fill(0, self.size_bytes, Pattern.ZERO)
+
+    def prove(self) -> None:
+        prove(self)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for buffer in self._buffers:
+            self._device.free(buffer)
+        self._buffers.clear()
+        self._device.closed()

@@ -1,0 +1,73 @@
+"""Contents that depend on the address, computed on the host as the kernels compute them.
+
+A 32-bit word of a pattern is a function of its index in the export and of a seed, so that a word
+that landed at a wrong address is found as surely as a bit that changed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .base import DeviceError, Memory, Pattern
+
+BLOCK_BYTES = 4096
+_WORD = 0xFFFFFFFF
+_EIO = 5
+_PROOF_SEED = 0x9E3779B9
+_STEP_BYTES = 8 << 30
+
+
+def expected_words(pattern: Pattern, offset: int, length: int, seed: int = 0) -> npt.NDArray[np.uint32]:
+    """The words of the bytes [offset, offset + length), shape (length // 4,); both multiples of 4."""
+    count = length // 4
+    if pattern is Pattern.ZERO:
+        return np.zeros(count, np.uint32)
+    first = offset // 4
+    if first >> 32 != (first + count - 1) >> 32:
+        border = (first + count - 1) >> 32 << 34
+        parts = ((offset, border - offset), (border, offset + length - border))
+        return np.concatenate([expected_words(pattern, start, part, seed) for start, part in parts])
+    low = np.arange(first & _WORD, (first & _WORD) + count, dtype=np.uint64).astype(np.uint32)
+    high = np.uint32(first >> 32)
+    key = np.uint32(seed & _WORD)
+    if pattern is Pattern.ADDRESS:
+        return np.asarray(low ^ np.uint32((int(high) << 16 ^ int(key)) & _WORD), np.uint32)
+    if pattern is Pattern.RANDOM:
+        start = np.array([(int(high) + int(key)) & _WORD], np.uint32)
+        return _mixed(low ^ _mixed(start))
+    one = np.uint32(1) << ((low + key) & np.uint32(31))
+    return np.asarray(one if pattern is Pattern.WALKING_ONE else ~one, np.uint32)
+
+
+def _mixed(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Three rounds of shift and multiply: each input bit reaches every output bit."""
+    words = (words ^ (words >> np.uint32(17))) * np.uint32(0xED5AD4BB)
+    words = (words ^ (words >> np.uint32(11))) * np.uint32(0xAC4C1B51)
+    words = (words ^ (words >> np.uint32(15))) * np.uint32(0x31848BAB)
+    return np.asarray(words ^ (words >> np.uint32(14)), np.uint32)
+
+
+def bad_ranges(bad_blocks: npt.NDArray[np.bool_], offset: int) -> list[tuple[int, int]]:
+    """Ranges [lo, hi) of the blocks marked bad, neighbours joined; the first block lies at ``offset``."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], bad_blocks, [False])).astype(np.int8)))
+    return [
+        (offset + int(first) * BLOCK_BYTES, offset + int(last) * BLOCK_BYTES)
+        for first, last in edges.reshape(-1, 2)
+    ]
+
+
+def prove(memory: Memory) -> None:
+    """Write, read back, zero, read back; see ``Memory.prove``."""
+    for pattern in (Pattern.ADDRESS, Pattern.ZERO):
+        memory.fill(0, memory.size_bytes, pattern, _PROOF_SEED)
+        for offset in range(0, memory.size_bytes, _STEP_BYTES):
+            length = min(_STEP_BYTES, memory.size_bytes - offset)
+            found = memory.mismatches(offset, length, pattern, _PROOF_SEED)
+            if found:
+                lo, hi = found[0]
+                raise DeviceError(
+                    _EIO,
+                    f"the memory does not hold what was written: {len(found)} bad ranges, the first from"
+                    f" {lo:#x} to {hi:#x}; run vramblk selftest",
+                )

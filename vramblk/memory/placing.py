@@ -1,0 +1,88 @@
+"""Puts exports on OpenCL devices: which device each gets, how many bytes, in which arenas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import PreconditionError
+from ..settings import ExportSettings
+from ..units import format_bytes
+from .arenas import largest_export, plan_arenas
+from .base import DeviceError, Memory, Progress
+from .devices import CPU, DeviceInfo, choose, discover
+from .opencl import OpenCLMemory
+from .opendevice import OpenDevice
+from .probing import share, usable_bytes
+
+
+def open_on_devices(
+    exports: Mapping[int, ExportSettings],
+    *,
+    allow_cpu: bool,
+    swap: bool = False,
+    progress: Progress | None = None,
+) -> dict[int, Memory]:
+    """The memories of exports by their numbers; see ``open_memories``.
+
+    Args:
+        swap: the server serves swap, for which system RAM would be absurd.
+    """
+    devices = discover()
+    placed: dict[tuple[int, int], list[int]] = {}
+    infos: dict[tuple[int, int], DeviceInfo] = {}
+    for number, export in exports.items():
+        info = choose(devices, export.platform, export.device, allow_cpu=allow_cpu)
+        if swap and info.type == CPU:
+            raise PreconditionError(
+                f"{info.label} is system RAM, and swap mode needs a GPU or a map: device; name one,"
+                " or --mode scratch"
+            )
+        place = (info.platform_index, info.device_index)
+        infos[place] = info
+        placed.setdefault(place, []).append(number)
+    opened: dict[int, Memory] = {}
+    try:
+        for place, numbers in placed.items():
+            _open_device(infos[place], {number: exports[number] for number in numbers}, opened, progress)
+    except BaseException:
+        for memory in opened.values():
+            memory.close()
+        raise
+    return opened
+
+
+def _open_device(
+    info: DeviceInfo,
+    exports: Mapping[int, ExportSettings],
+    opened: dict[int, Memory],
+    progress: Progress | None,
+) -> None:
+    sizes = [export.size for export in exports.values()]
+    try:
+        granted = share(sizes, lambda: usable_bytes(info, progress))
+    except ValueError as error:
+        raise _too_large(info, str(error)) from None
+    if sum(granted) > info.memory_bytes:
+        raise _too_large(
+            info, f"{format_bytes(sum(granted))} is more than its {format_bytes(info.memory_bytes)}"
+        )
+    device = OpenDevice(info)
+    for (number, _), size_bytes in zip(exports.items(), granted, strict=True):
+        if size_bytes > largest_export(device.maximum_allocation):
+            most = format_bytes(largest_export(device.maximum_allocation))
+            reason = f"{format_bytes(size_bytes)} is more than the {most} of 16 largest allocations"
+            raise _too_large(info, reason)
+        try:
+            opened[number] = OpenCLMemory(
+                device, plan_arenas(size_bytes, device.maximum_allocation), progress
+            )
+        except DeviceError as error:
+            raise _too_large(
+                info, f"{format_bytes(size_bytes)} cannot be allocated and written ({error})"
+            ) from None
+
+
+def _too_large(info: DeviceInfo, reason: str) -> PreconditionError:
+    return PreconditionError(
+        f"{info.label}: {reason}; free memory of the device, or give a smaller size (max takes what is free)"
+    )

@@ -1,0 +1,114 @@
+"""How much of a device's memory an export can really have, and who gets how much of it.
+
+Runtimes report what a device has, not what is free, and buffers get their memory only when they are
+touched. So it is tried: buffers are made and zeroed until the device refuses, and given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..units import Size, SizeKind
+from .arenas import largest_export
+from .base import DeviceError, Progress
+from .devices import CPU, DeviceInfo
+from .opendevice import OpenDevice
+
+#: Kept free on a device: for what the runtime itself needs later, and for the screen.
+HEADROOM_BYTES = 256 << 20
+HEADROOM_SHARE = 0.03
+#: Of the memory that the host has available, this may become exports on CPU devices.
+CPU_SHARE = 0.5
+
+_UNIT = 65536
+_SMALLEST_PROBE_BYTES = 16 << 20
+_PROBES = 64
+
+
+def usable_bytes(info: DeviceInfo, progress: Progress | None = None) -> int:
+    """Bytes that exports on a device can have in all; on a GPU found by allocating and touching.
+
+    Raises:
+        DeviceError: the device cannot be used at all.
+    """
+    if info.type == CPU:
+        usable = int(min(info.memory_bytes, available_host_bytes()) * CPU_SHARE)
+    else:
+        headroom = max(HEADROOM_BYTES, int(info.memory_bytes * HEADROOM_SHARE))
+        usable = _touchable_bytes(info, info.memory_bytes, progress) - headroom
+    return max(0, min(usable, largest_export(info.largest_allocation_bytes))) // _UNIT * _UNIT
+
+
+def _touchable_bytes(info: DeviceInfo, most: int, progress: Progress | None) -> int:
+    """Bytes up to ``most`` that can be allocated and written at once, in a context of their own."""
+    device = OpenDevice(info)
+    kernel = device.kernel("zero")
+    place = np.zeros(2, np.uint64)
+    buffers = []
+    touched = 0
+    step = min(info.largest_allocation_bytes, max(most // _PROBES, _SMALLEST_PROBE_BYTES)) // _UNIT * _UNIT
+    try:
+        while touched < most and step >= _SMALLEST_PROBE_BYTES:
+            size_bytes = min(step, most - touched)
+            place[1] = size_bytes
+            try:
+                buffer = device.allocate(size_bytes)
+                buffers.append(buffer)
+                device.set_buffer(kernel, 0, int(buffer.int_ptr))
+                device.set_value(kernel, 1, place.ctypes.data, 8)
+                device.set_value(kernel, 2, place.ctypes.data + 8, 8)
+                device.launch(kernel, device.block_sizes(size_bytes // 4096))
+                device.finish()
+            except DeviceError as error:
+                if device.drained(error).lost:
+                    break
+                step //= 2
+                continue
+            touched += size_bytes
+            if progress is not None:
+                progress("probe", touched, most)
+    finally:
+        for buffer in buffers:
+            device.free(buffer)
+    return touched
+
+
+def available_host_bytes() -> int:
+    """MemAvailable of /proc/meminfo, or what the cgroup's limit leaves if that is less."""
+    available = 0
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return min(available, max(0, int(limit) - used)) if limit.isdigit() else available
+
+
+def share(sizes: Sequence[Size], usable: Callable[[], int]) -> list[int]:
+    """Bytes for each export of one device.
+
+    Sizes in bytes are taken as they are, percentages are of ``usable()``, and those that say max
+    share equally what the others leave. ``usable`` is asked only if a size needs it.
+
+    Raises:
+        ValueError: together more than the device can give, or one less than 4096 bytes.
+    """
+    if all(size.kind is SizeKind.BYTES for size in sizes):
+        return [int(size.amount) for size in sizes]
+    total = usable()
+    granted = [0 if size.kind is SizeKind.MAX else size.resolve(total) for size in sizes]
+    left = total - sum(granted)
+    if left < 0:
+        wanted = ", ".join(map(str, sizes))
+        raise ValueError(f"sizes {wanted} are together more than the {total} bytes there are")
+    greedy = sum(size.kind is SizeKind.MAX for size in sizes)
+    return [
+        size.resolve(left // greedy, _UNIT) if size.kind is SizeKind.MAX else bytes_
+        for size, bytes_ in zip(sizes, granted, strict=True)
+    ]
