@@ -1,0 +1,313 @@
+"""The engine against a plain memory: one connection's requests through ring and batch, in one process."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import structlog
+
+from tests.unit.plain_memory import PlainMemory
+from vramblk.engine import Engine
+from vramblk.memory.base import Batch, DeviceError
+from vramblk.nbd.replies import ReplyFormat
+from vramblk.serving.connection import Connection
+from vramblk.serving.lanes import SMALLEST, Lanes
+from vramblk.serving.pending import Submitter
+from vramblk.serving.submission import ExportView
+from vramblk.settings import load_settings
+from vramblk.shared.context import make_shared
+from vramblk.shared.ring import SubmissionRing
+from vramblk.shared.window import Word
+
+SIZE = 4 << 20
+READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS = range(8)
+
+
+@dataclass
+class Rig:
+    """A client's socket, the connection that serves it, and the engine behind."""
+
+    client: socket.socket
+    connection: Connection
+    submitter: Submitter
+    engine: Engine
+    memory: PlainMemory
+    written: Any
+
+    def send(
+        self, command: int, offset: int, length: int, payload: bytes = b"", *, flags: int = 0, cookie: int = 1
+    ) -> None:
+        self.client.sendall(
+            struct.pack(">IHHQQI", 0x25609513, flags, command, cookie, offset, length) + payload
+        )
+
+    def work(self, rounds: int = 50) -> None:
+        """Let connection and engine run until nothing moves."""
+        for _ in range(rounds):
+            moved = self.connection.pump()
+            moved |= self.engine.turn()
+            moved |= bool(self.submitter.collect())
+            self.connection.replies.flush()
+            if not moved:
+                return
+
+    def replies(self) -> bytes:
+        data = b""
+        while True:
+            try:
+                data += self.client.recv(1 << 20)
+            except BlockingIOError:
+                return data
+
+    def answers(self) -> list[tuple[int, int, int]]:
+        """(chunk type or -1 for a simple reply, error, cookie) of structured replies without long data."""
+        data, found = self.replies(), []
+        while data:
+            if data[:4] == struct.pack(">I", 0x67446698):
+                _, error, cookie = struct.unpack_from(">IIQ", data)
+                found.append((-1, error, cookie))
+                data = data[16:]
+                continue
+            magic, _, kind, cookie, length = struct.unpack_from(">IHHQI", data)
+            assert magic == 0x668E33EF
+            error = struct.unpack_from(">I", data, 20)[0] if kind >= 1 << 15 else 0
+            found.append((kind, error, cookie))
+            data = data[20 + length :]
+        return found
+
+
+MakeRig = Callable[..., Rig]
+
+
+@pytest.fixture
+def make_rig() -> Iterator[MakeRig]:
+    opened: list[socket.socket] = []
+
+    def make(
+        arena_bytes: int | None = None,
+        before: Callable[[PlainMemory, Batch], None] = lambda memory, batch: None,
+    ) -> Rig:
+        shared = make_shared(
+            load_settings(["--allow-cpu", "--size", "4M"], {}), 1, 4 * SMALLEST, 4 * SMALLEST, 2
+        )
+        memory = PlainMemory(SIZE, shared.windows, arena_bytes, before)
+        shared.written[0].resize(SIZE)
+        engine = Engine(shared, [memory])  # type: ignore[list-item]
+        client, server = socket.socketpair()
+        opened.extend((client, server))
+        client.setblocking(False)
+        server.setblocking(False)
+        window = shared.windows[0]
+        lane = Lanes(window.layout.rx_bytes, window.layout.tx_bytes, 1).take()
+        assert lane is not None
+        submitter = Submitter(SubmissionRing(window, shared.engine_bell, shared.control), window.counters)
+        export = ExportView(0, "vram", SIZE, memory.arena_bytes, False, shared.written[0])
+        connection = Connection(
+            server,
+            "test",
+            lane,
+            window,
+            submitter,
+            export,
+            ReplyFormat(True, False),
+            1,
+            b"",
+            structlog.get_logger(),
+        )
+        return Rig(client, connection, submitter, engine, memory, shared.written[0])
+
+    yield make
+    for sock in opened:
+        sock.close()
+
+
+@pytest.mark.parametrize("arena_bytes", [None, 1 << 20])
+def test_what_was_written_is_read_back(make_rig: MakeRig, arena_bytes: int | None) -> None:
+    """Runs, single requests, odd alignment and arena borders all end up in the same bytes."""
+    rig = make_rig(arena_bytes)
+    model = bytearray(SIZE)
+    pieces = [(i * 4096, 4096) for i in range(20)] + [
+        ((1 << 20) - 100, 333),
+        ((1 << 20) - 16, 32),
+        (2 << 20, 70000),
+    ]
+    for number, (offset, length) in enumerate(pieces):
+        payload = bytes([number + 1]) * length
+        model[offset : offset + length] = payload
+        rig.send(WRITE, offset, length, payload, cookie=number)
+        if number % 7 == 0:
+            rig.work()
+    rig.work()
+    assert [error for _, error, _ in rig.answers()] == [0] * len(pieces)
+    assert rig.memory.bytes.tobytes() == bytes(model)
+    for offset, length in pieces:
+        rig.send(READ, offset, length)
+        rig.work()
+        reply = rig.replies()
+        assert struct.unpack_from(">IHHQIQ", reply) == (0x668E33EF, 1, 1, 1, length + 8, offset)
+        assert reply[28:] == model[offset : offset + length]
+
+
+def test_a_turn_takes_all_that_is_queued_as_one_batch(make_rig: MakeRig) -> None:
+    """A hundred requests cost one execution, not a hundred."""
+    rig = make_rig()
+    for number in range(100):
+        rig.send(READ, number * 4096, 4096, cookie=number)
+    while rig.connection.pump():
+        pass
+    assert rig.engine.turn()
+    assert rig.memory.executed == 1
+
+
+def test_an_error_hits_only_the_request_it_belongs_to(make_rig: MakeRig) -> None:
+    """One bad range in a run: that request says EIO, its neighbours carry data, the connection lives."""
+
+    def fail_over_64k(memory: PlainMemory, batch: Batch) -> None:
+        for run in (*batch.reads, *batch.writes):
+            for offset, length, _, _, _ in memory.requests(run.window, run.first, run.count):
+                if offset <= 65536 < offset + length:
+                    raise DeviceError(5, "injected")
+
+    rig = make_rig(before=fail_over_64k)
+    for number in range(32):
+        rig.send(WRITE, number * 4096, 4096, bytes([number]) * 4096, cookie=number)
+    rig.work()
+    assert sorted((cookie, error) for _, error, cookie in rig.answers()) == [
+        (number, 5 if number == 16 else 0) for number in range(32)
+    ]
+    for number in range(32):
+        rig.send(READ, number * 4096, 4096, cookie=number)
+    rig.work()
+    assert sorted((cookie, kind, error) for kind, error, cookie in rig.answers()) == [
+        (number, 0x8001 if number == 16 else 1, 5 if number == 16 else 0) for number in range(32)
+    ]
+    rig.send(FLUSH, 0, 0)
+    rig.work()
+    assert rig.answers() == [(-1, 0, 1)]
+
+
+def test_a_lost_device_answers_everything_with_eio(make_rig: MakeRig) -> None:
+    """After the device is gone nothing is executed any more and every request fails by name."""
+
+    def lose(memory: PlainMemory, batch: Batch) -> None:
+        raise DeviceError(5, "gone", lost=True)
+
+    rig = make_rig(before=lose)
+    for number in range(10):
+        rig.send(READ, number * 4096, 4096, cookie=number)
+    rig.send(WRITE, 0, 100, b"x" * 100, cookie=10)
+    rig.send(TRIM, 0, 4096, cookie=11)
+    rig.work()
+    assert sorted((cookie, error) for _, error, cookie in rig.answers()) == [
+        (number, 5) for number in range(12)
+    ]
+    assert rig.memory.executed == 0
+
+
+def test_a_piece_of_a_large_read_that_fails_is_an_error_chunk(make_rig: MakeRig) -> None:
+    """With structured replies a large read ends in one error chunk and the connection lives."""
+
+    def fail_second_megabyte(memory: PlainMemory, batch: Batch) -> None:
+        if any(copy.offset >= 1 << 20 for copy in batch.copies_out):
+            raise DeviceError(5, "injected")
+
+    rig = make_rig(before=fail_second_megabyte)
+    rig.send(READ, 0, 3 << 20, cookie=7)
+    data = b""
+    for _ in range(200):
+        rig.work(1)
+        data += rig.replies()
+    kinds = []
+    while data:
+        _, flags, kind, _, length = struct.unpack_from(">IHHQI", data)
+        kinds.append((kind, flags))
+        data = data[20 + length :]
+    assert kinds[-1] == (0x8001, 1)
+    assert all(row == (1, 0) for row in kinds[:-1])
+    rig.send(FLUSH, 0, 0)
+    rig.work()
+    assert rig.answers() == [(-1, 0, 1)]
+
+
+def test_a_failed_piece_of_a_large_write_fails_the_write(make_rig: MakeRig) -> None:
+    """The payload is drained, the answer is the error, and the next request is understood."""
+
+    def fail_first(memory: PlainMemory, batch: Batch) -> None:
+        if any(copy.offset < 1000 for copy in batch.copies_in):
+            raise DeviceError(5, "injected")
+
+    rig = make_rig(before=fail_first)
+    payload = bytes(2 << 20)
+    header = struct.pack(">IHHQQI", 0x25609513, 0, WRITE, 3, 0, len(payload))
+    stream = header + payload + struct.pack(">IHHQQI", 0x25609513, 0, FLUSH, 4, 0, 0)
+    while stream:
+        try:
+            stream = stream[rig.client.send(stream) :]
+        except BlockingIOError:
+            pass
+        rig.work(2)
+    rig.work()
+    assert rig.answers() == [(0x8001, 5, 3), (-1, 0, 4)]
+
+
+def test_the_written_map_follows_writes_and_zeroing(make_rig: MakeRig) -> None:
+    """Blocks are written from their first write on, and unwritten after a whole one was zeroed."""
+    rig = make_rig(1 << 20)
+    for number in (3, 300, 301):
+        rig.send(WRITE, number * 4096 + 16, 16, b"x" * 16)
+    rig.send(WRITE, 500 * 4096 - 1, 2, b"xy")
+    rig.work()
+    assert rig.written.blocks.nonzero()[0].tolist() == [3, 300, 301, 499, 500]
+    rig.send(TRIM, 3 * 4096, 4096)
+    rig.send(ZEROES, 300 * 4096 + 1, 2 * 4096 - 1)
+    rig.send(ZEROES, 499 * 4096, 4096, flags=2)
+    rig.work()
+    assert rig.written.blocks.nonzero()[0].tolist() == [300, 499, 500]
+    assert not rig.memory.bytes[300 * 4096 + 1 : 302 * 4096].any()
+
+
+def test_a_dead_workers_requests_are_finished_before_its_window_is_handed_on(make_rig: MakeRig) -> None:
+    """retire leaves nothing in the ring, and a clean window starts at zero again."""
+    rig = make_rig()
+    for number in range(20):
+        rig.send(WRITE, number * 4096, 4096, b"w" * 4096, cookie=number)
+    while rig.connection.pump():
+        pass
+    window = rig.connection._window
+    assert window.load(Word.TAIL) > window.load(Word.DONE)
+    rig.engine.retire(0)
+    assert rig.memory.bytes[: 20 * 4096].all()
+    assert not rig.engine.waiting() and not rig.engine.turn()
+    generation = window.load(Word.GENERATION)
+    window.reset()
+    assert window.load(Word.GENERATION) == generation + 1
+    assert not rig.engine.waiting()
+
+
+def test_an_entry_that_points_outside_is_refused(make_rig: MakeRig) -> None:
+    """A worker whose entries make no sense gets EINVAL; nothing is executed and the engine lives."""
+    rig = make_rig()
+    ring = rig.submitter.ring
+    far = 1 << 40
+    for op, export, first, count, lo, hi, offset, length in (
+        (0, 9, 0, 1, 0, 16, 0, 16),
+        (0, 0, 8190, 9, 0, 16, 0, 16),
+        (1, 0, 0, 1, 0, far, 0, 16),
+        (2, 0, 0, 1, 0, 4096, SIZE - 1, 4096),
+        (3, 0, 0, 1, 0, 4096, 0, 8192),
+        (4, 0, 0, 1, 0, 0, 0, far),
+        (5, 0, 0, 1, 0, 4096, far, 4096),
+        (77, 0, 0, 1, 0, 0, 0, 0),
+    ):
+        number = ring.tail
+        ring.push(op, export, first, count, lo, hi, offset, length)
+        ring.publish()
+        assert rig.engine.turn()
+        assert ring.done() == number + 1
+        assert ring.failed() and ring.take_status(number) == 22
+    assert rig.memory.executed == 0

@@ -1,0 +1,195 @@
+"""The command line: one table of subcommands, one place where a failure becomes a line and an exit status.
+
+Everything heavy is imported by the subcommand that needs it, since the process that starts here
+becomes the supervisor and must never load OpenCL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from . import __version__, sources
+from .errors import ConfigError, StartupError
+from .options import OPTIONS
+from .settings import Settings, resolve
+
+SERVE = "serve"
+
+_INTERRUPTED = 130
+_ALL = tuple(option.name for option in OPTIONS)
+_DEVICE = ("size", "device", "platform", "allow_cpu", "map_overwrite", "config", "verbose")
+_CLIENT = ("status_socket", "metrics_addr", "metrics_token", "config")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand.
+
+    Attributes:
+        run: called with the settings and the parsed arguments; gives the exit status.
+        options: those that ``--help`` lists; every subcommand takes all of them.
+        json: whether it prints a result and so takes ``--json``.
+    """
+
+    help: str
+    run: Callable[[Settings, argparse.Namespace], int]
+    options: tuple[str, ...] = _ALL
+    json: bool = True
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run one subcommand; the exit status is the contract's."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments, os.environ if environ is None else environ)
+    except StartupError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains when it flushes at exit
+        return StartupError.exit_code
+    except (OSError, MemoryError, ImportError) as error:
+        return _fail(f"{type(error).__name__}: {error}", StartupError.exit_code)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"vramblk: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
+    name, explicit = SERVE, bool(arguments) and not arguments[0].startswith("-")
+    if explicit:
+        name = arguments.pop(0)
+    if name not in COMMANDS:
+        near = sources.nearest(name, COMMANDS)
+        raise ConfigError(
+            f"unknown subcommand {sources.quote(name)}; the nearest is {near}, allowed: {', '.join(COMMANDS)}"
+        )
+    namespace = make_parser(name, explicit=explicit).parse_all(arguments)
+    if name == SERVE and namespace.list_devices:
+        name = "devices"
+    elif name == SERVE and namespace.json:
+        raise ConfigError(
+            "--json belongs to --list-devices and the subcommands; logs are JSON unless stdout is a terminal"
+        )
+    settings = resolve(namespace, environ)
+    from . import logs
+
+    if name == SERVE:
+        logs.configure_direct("supervisor", settings.verbose)
+        for variable, near in settings.unknown_variables:
+            logs.get().warning("unknown_variable", name=variable, nearest=near)
+    else:
+        logs.configure_direct(name, settings.verbose, json=False, fd=2)
+    return COMMANDS[name].run(settings, namespace)
+
+
+def make_parser(name: str, *, explicit: bool = True) -> sources.OneLineParser:
+    """The parser of one subcommand; the help of the implicit ``serve`` is that of the program."""
+    command = COMMANDS[name]
+    listing = "\n".join(f"  {other:<10}{each.help}" for other, each in COMMANDS.items())
+    parser = sources.OneLineParser(
+        prog=f"vramblk {name}" if explicit else "vramblk",
+        usage=f"vramblk {name} [options]" if explicit else "vramblk [subcommand] [options]",
+        description=command.help if explicit else "Serve GPU memory as an NBD block device.",
+        epilog=None if explicit else f"subcommands (the first word; {SERVE} if there is none):\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"vramblk {__version__}")
+    if name == SERVE:
+        parser.add_argument("--list-devices", action="store_true", help="the same as the subcommand devices")
+    if command.json or name == SERVE:
+        text = "print the result as JSON" if command.json else argparse.SUPPRESS
+        parser.add_argument("--json", action="store_true", help=text)
+    if command.add_arguments:
+        command.add_arguments(parser)
+    sources.add_flags(parser, command.options)
+    return parser
+
+
+def _serve(settings: Settings, _: argparse.Namespace) -> int:
+    from .supervisor import serve
+
+    return serve(settings)
+
+
+def _devices(_: Settings, arguments: argparse.Namespace) -> int:
+    from .memory.devices import print_devices
+
+    return print_devices(arguments.json)
+
+
+def _check(settings: Settings, arguments: argparse.Namespace) -> int:
+    from .check import run
+
+    return run(settings, arguments.json)
+
+
+def _status(settings: Settings, arguments: argparse.Namespace) -> int:
+    from .status_client import status
+
+    return status(settings, arguments.json, arguments.health)
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--health", action="store_true", help="one line, exit 0 if the server is healthy")
+
+
+def _top(settings: Settings, _: argparse.Namespace) -> int:
+    from .top import top
+
+    return top(settings)
+
+
+def _selftest(settings: Settings, arguments: argparse.Namespace) -> int:
+    from .selftest import run
+
+    return run(settings, arguments.passes, arguments.json)
+
+
+def _add_selftest(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--passes", type=_passes, default=1, metavar="N", help="how often to run all patterns [default: 1]"
+    )
+
+
+def _passes(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{sources.quote(text)} is not a whole number from 1 to 1000000")
+    return int(text)
+
+
+def _bench(settings: Settings, arguments: argparse.Namespace) -> int:
+    from .bench import run
+
+    return run(settings, arguments)
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    from .bench import add_arguments
+
+    add_arguments(parser)
+
+
+COMMANDS: dict[str, Command] = {
+    SERVE: Command("serve until told to stop", _serve, json=False),
+    "devices": Command("list platforms and devices", _devices, ("config", "verbose")),
+    "check": Command("print every setting with its source, and what this machine lacks", _check),
+    "status": Command("ask a running server how it is", _status, _CLIENT, add_arguments=_add_status),
+    "top": Command("the same as a live view in a terminal", _top, _CLIENT, json=False),
+    "bench": Command(
+        "measure a running server",
+        _bench,
+        ("listen_addr", "export_name", "tls", "tls_certificates", "config"),
+        add_arguments=_add_bench,
+    ),
+    "selftest": Command("test the memory of a device", _selftest, _DEVICE, add_arguments=_add_selftest),
+}

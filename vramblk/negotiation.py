@@ -1,0 +1,142 @@
+"""A connection before transmission: the handshake over a non-blocking socket, TLS included."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+
+from .nbd.events import Begin, Close, ExportInfo, Send, StartTls, TlsPolicy
+from .nbd.handshake import Handshake
+from .serving.lanes import Lane
+
+#: A client has this long from the greeting to the start of transmission, seconds.
+DEADLINE_S = 10.0
+#: A negotiation that a drain overtakes may still finish its option, seconds.
+_DRAIN_GRACE_S = 1.0
+_RECEIVE_BYTES = 65536
+
+
+class Negotiation:
+    """Drives one ``Handshake``.
+
+    Attributes:
+        deadline: monotonic time, seconds, after which the client is dropped.
+        interest: what epoll should wait for.
+        orderly: it ended as the protocol foresees (ABORT, or a client that only looked).
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        peer: str,
+        number: int,
+        lane: Lane,
+        exports: Sequence[ExportInfo],
+        tls: TlsPolicy,
+        tls_context: ssl.SSLContext | None,
+    ) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.number = number
+        self.lane = lane
+        self.deadline = time.monotonic() + DEADLINE_S
+        self.interest: int = select.EPOLLIN
+        self.orderly = False
+        self._tls_context = tls_context
+        self._handshake = Handshake(exports, tls)
+        self._out = bytearray(self._handshake.greeting())
+        self._tls_pending = False
+        self._start_tls = False
+        self._begin: Begin | None = None
+        self._close: str | None = None
+
+    def advance(self) -> Begin | str | None:
+        """Go on as far as the socket lets.
+
+        Returns:
+            Begin when transmission starts, the reason when the connection is to be closed,
+            None while the client has to act.
+        """
+        try:
+            return self._advance()
+        except ssl.SSLError as error:
+            return f"TLS: {error.reason or error}"
+        except OSError as error:
+            return f"connection lost: {error.strerror or error}"
+
+    def shut_down(self) -> None:
+        """The server drains: refuse what comes next and end soon."""
+        self.deadline = min(self.deadline, time.monotonic() + _DRAIN_GRACE_S)
+        self._take(self._handshake.shutdown())
+
+    def _advance(self) -> Begin | str | None:
+        while True:
+            if not self._flush():
+                self.interest = select.EPOLLOUT
+                return None
+            if self._close is not None:
+                return self._close
+            if self._begin is not None:
+                return self._begin
+            if self._start_tls:
+                self._wrap()
+            if self._tls_pending and not self._shake_hands():
+                return None
+            self.interest = select.EPOLLIN
+            try:
+                data = self.sock.recv(_RECEIVE_BYTES)
+            except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
+                return None
+            except ssl.SSLWantWriteError:
+                self.interest = select.EPOLLOUT
+                return None
+            if not data:
+                self.orderly = True
+                return "closed by the client"
+            self._take(self._handshake.receive(data))
+
+    def _take(self, events: Sequence[Send | StartTls | Begin | Close]) -> None:
+        for event in events:
+            if isinstance(event, Send):
+                self._out += event.data
+            elif isinstance(event, StartTls):
+                self._start_tls = True
+            elif isinstance(event, Begin):
+                self._begin = event
+            else:
+                self._close = event.reason
+                self.orderly = event.orderly
+
+    def _flush(self) -> bool:
+        while self._out:
+            try:
+                count = self.sock.send(self._out)
+            except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return False
+            del self._out[:count]
+        return True
+
+    def _wrap(self) -> None:
+        assert self._tls_context is not None, "STARTTLS is refused without a context"
+        self._start_tls = False
+        self.sock = self._tls_context.wrap_socket(
+            self.sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
+        )
+        self._tls_pending = True
+
+    def _shake_hands(self) -> bool:
+        assert isinstance(self.sock, ssl.SSLSocket)
+        try:
+            self.sock.do_handshake()
+        except ssl.SSLWantReadError:
+            self.interest = select.EPOLLIN
+            return False
+        except ssl.SSLWantWriteError:
+            self.interest = select.EPOLLOUT
+            return False
+        self._tls_pending = False
+        self._handshake.tls_established()
+        return True

@@ -1,0 +1,131 @@
+"""What this machine lets a process do, each found by trying it and undoing it at once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from . import listeners, swapsafety
+from .errors import StartupError
+from .memory import maptarget
+from .settings import ExportSettings, Settings
+from .units import TcpAddress, format_bytes
+
+OK, WARNING, MISSING = "ok", "warning", "missing"
+
+_NAMES = {
+    "an unlimited memory lock": "mlock limit",
+    "PR_SET_IO_FLUSHER": "IO_FLUSHER",
+    f"oom_score_adj {swapsafety.OOM_SCORE_ADJ}": "oom score",
+}
+_ALSO_IN_SCRATCH_MODE = ("mlock limit", "locked memory")
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One line of ``vramblk check``.
+
+    Attributes:
+        state: "ok", "warning" (the server starts, with less) or "missing" (it refuses to start).
+        remedy: what to do about it, empty if there is nothing to do.
+    """
+
+    name: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+def safeguards(settings: Settings) -> Iterator[Requirement]:
+    """What swap mode needs of the kernel; a scratch server only says that memory cannot be locked.
+
+    Forks, so it comes before anything that starts threads.
+    """
+    swap = settings.mode == "swap"
+    for found in swapsafety.preconditions(settings):
+        name = _NAMES.get(found.name, found.name)
+        if found.ok:
+            yield Requirement(name, OK, found.detail)
+        elif swap:
+            yield Requirement(name, MISSING, found.detail, found.remedy)
+        elif name in _ALSO_IN_SCRATCH_MODE:
+            yield Requirement(name, WARNING, found.detail, found.remedy)
+        else:
+            yield Requirement(name, OK, f"{found.detail}; only swap mode needs it")
+
+
+def port(name: str, setting: str, address: TcpAddress) -> Requirement:
+    """Whether the server could listen on a TCP address now."""
+    try:
+        for listener in listeners.bind(address, setting):
+            listener.sock.close()
+    except StartupError as error:
+        return _refusal(name, error)
+    return Requirement(name, OK, f"{address} is free")
+
+
+def socket_path(name: str, path: str, *, required: bool) -> Requirement:
+    """Whether a Unix socket can be made at ``path``; a stale one there will be replaced."""
+    bad = MISSING if required else WARNING
+    folder = os.path.dirname(path)
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        mode = None
+    except OSError as error:
+        return Requirement(name, bad, f"{path}: {error.strerror}", "choose another path")
+    if mode is not None and not stat.S_ISSOCK(mode):
+        return Requirement(
+            name, bad, f"{path} is there and is no socket", "move it away or choose another path"
+        )
+    if mode is not None and _answers(path):
+        return Requirement(name, bad, f"a server answers on {path}", "stop it or choose another path")
+    if not os.path.isdir(folder):
+        return Requirement(name, bad, f"{folder} is no directory", f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Requirement(
+            name, bad, f"{folder} is not writable by uid {os.geteuid()}", f"chown {os.geteuid()} {folder}"
+        )
+    return Requirement(
+        name, OK, f"{path} can be made" if mode is None else f"{path} is stale and will be replaced"
+    )
+
+
+def mapped_device(export: ExportSettings, map_overwrite: bool) -> Requirement:
+    """Whether a ``map:`` device may be used and is large enough."""
+    path = export.mapped_path or ""
+    try:
+        kind = maptarget.check_target(path, map_overwrite=map_overwrite)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            length = maptarget.known_length(path, descriptor)
+        finally:
+            os.close(descriptor)
+        size_bytes = maptarget.export_size(path, length, export.size)
+    except StartupError as error:
+        return _refusal("device", error)
+    except OSError as error:
+        return Requirement("device", MISSING, f"map:{path}: {error.strerror}", f"see ls -l {path}")
+    of = f" of {format_bytes(length)}" if length else ""
+    return Requirement("device", OK, f"export {export.name}: {kind} {path}, {format_bytes(size_bytes)}{of}")
+
+
+def _refusal(name: str, error: StartupError) -> Requirement:
+    """The server's own words: what is wrong, then what to do."""
+    detail, _, remedy = str(error).partition("; ")
+    return Requirement(name, MISSING, detail, remedy)
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+    return True

@@ -1,0 +1,104 @@
+"""The receive lane: bytes from the socket land here and payloads are taken from here as they lie."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import deque
+
+from .lanes import Lane
+
+#: Room kept behind the received bytes, so that any plain request becomes whole without a move.
+LOW_ROOM = 68 << 10
+_LARGEST_RECEIVE = 4 << 20
+_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class ReceiveLane:
+    """Bytes [position, have) are received and not yet parsed.
+
+    Payloads that the engine still reads stand before ``position`` or, after a wrap, behind
+    ``have``; ``live`` holds where each begins, oldest first.
+    """
+
+    def __init__(self, sock: socket.socket, lane: Lane, slab: memoryview, leftover: bytes) -> None:
+        self._sock = sock
+        self.space = slab[lane.rx : lane.rx + lane.rx_bytes]
+        self.space[: len(leftover)] = leftover
+        self.position = 0
+        self.have = len(leftover)
+        self.live: deque[int] = deque()
+        self.copied_bytes = 0
+
+    def room(self, *, may_move: bool) -> int:
+        """Bytes that could be received now; ``may_move`` as for ``receive``."""
+        if self.position == self.have and not self.live:
+            return len(self.space)
+        if may_move and self._can_move():
+            return len(self.space) - (self.have - self.position)
+        return self._limit() - self.have
+
+    @property
+    def closing_in(self) -> bool:
+        """So little room is left behind that waiting for more bytes in one piece is no use."""
+        return self._limit() - self.have < LOW_ROOM
+
+    def receive(self, *, may_move: bool) -> tuple[int, bool]:
+        """Take what the socket has.
+
+        Args:
+            may_move: no parsed request refers to bytes behind ``position``.
+
+        Returns:
+            bytes received (-1: nothing there or no room, 0: the client has closed), and whether
+            more may be waiting.
+
+        Raises:
+            OSError: the connection is broken.
+        """
+        if may_move:
+            self._make_room()
+        room = min(self._limit() - self.have, _LARGEST_RECEIVE)
+        if room <= 0:
+            return -1, False
+        try:
+            count = self._sock.recv_into(self.space[self.have : self.have + room])
+        except _WOULD_BLOCK:
+            return -1, False
+        self.have += count
+        return count, count == room
+
+    def realign(self) -> bool:
+        """Bring the next header to a multiple of 4, as kernels need payloads; False while busy."""
+        if self.live:
+            return False
+        self._move()
+        return True
+
+    def discard(self) -> None:
+        """Forget what was received and not parsed."""
+        self.position = self.have
+
+    def _limit(self) -> int:
+        live = self.live
+        return live[0] if live and live[0] >= self.have else len(self.space)
+
+    def _make_room(self) -> None:
+        if self.position == self.have and not self.live:
+            self.position = self.have = 0
+        elif self._can_move():
+            self._move()
+
+    def _can_move(self) -> bool:
+        """Whether little room is left behind and the unparsed bytes fit before what is in use."""
+        if len(self.space) - self.have >= LOW_ROOM or self._limit() != len(self.space):
+            return False
+        free = self.live[0] if self.live else self.position
+        return self.have - self.position + LOW_ROOM <= free
+
+    def _move(self) -> None:
+        leftover = self.have - self.position
+        if leftover:
+            self.space[:leftover] = bytes(self.space[self.position : self.have])
+            self.copied_bytes += leftover
+        self.position, self.have = 0, leftover

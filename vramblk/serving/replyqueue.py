@@ -1,0 +1,137 @@
+"""Replies of one connection on their way into the socket."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections import deque
+
+from ..shared.counters import WorkerCounters
+from ..shared.ring import ContiguousFifo
+from ..shared.window import Window
+from .lanes import Lane
+from .pending import Pending
+
+_MOST_VIEWS = 256
+_LARGEST_TLS_WRITE = 1 << 20
+_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class ReplyQueue:
+    """Sends ranges of the slab as they lie, and frees the transmit lane behind them.
+
+    Attributes:
+        space: allocator of the transmit lane.
+        in_flight: pendings submitted and not complete.
+        waiting: bytes queued and not taken by the socket.
+        broken: why nothing can be sent any more, or None.
+    """
+
+    def __init__(self, sock: socket.socket, lane: Lane, window: Window, export: int) -> None:
+        self._sock = sock
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._slab = window.slab_view
+        self._counters: WorkerCounters = window.counters
+        self._cells = window.counters.cells
+        self._traffic = window.traffic(lane.slot)
+        self._export = export
+        self._requests = [self._counters.request_index(export, op) for op in range(7)]
+        self._bytes = [self._counters.bytes_index(export, op) for op in range(7)]
+        self._sums = [self._counters.latency_sum_index(op) for op in range(7)]
+        self._sends = self._counters.scalar_index("sends")
+        self.space = ContiguousFifo(lane.tx_bytes)
+        self.in_flight = 0
+        self.waiting = 0
+        self.broken: str | None = None
+        self._views: deque[memoryview] = deque()
+        self._marks: deque[tuple[int, Pending]] = deque()
+        self._queued = 0
+        self._sent = 0
+
+    def queue(self, pending: Pending) -> None:
+        """Take over a complete pending."""
+        self.in_flight -= 1
+        before = self._queued
+        if pending.repaired is None:
+            for start, end in pending.segments:
+                self._views.append(self._slab[start:end])
+                self._queued += end - start
+        else:
+            for view in pending.repaired:
+                self._views.append(view)
+                self._queued += len(view)
+        self.waiting += self._queued - before
+        self._marks.append((self._queued, pending))
+        if self.broken:
+            self._drop()
+
+    def flush(self) -> None:
+        """Hand the socket as much as it takes; never blocks."""
+        views = self._views
+        while views and not self.broken:
+            try:
+                if self._tls:
+                    count = self._sock.send(views[0][:_LARGEST_TLS_WRITE])
+                elif len(views) == 1:
+                    count = self._sock.send(views[0])
+                else:
+                    count = self._sock.sendmsg(
+                        [views[index] for index in range(min(len(views), _MOST_VIEWS))]
+                    )
+            except _WOULD_BLOCK:
+                break
+            except OSError as error:
+                self.fail(str(error))
+                return
+            self._cells[self._sends] += 1
+            self._traffic[2] += count
+            self._sent += count
+            self.waiting -= count
+            while count:
+                first = len(views[0])
+                if count < first:
+                    views[0] = views[0][count:]
+                    break
+                count -= first
+                views.popleft()
+        if self._marks and self._marks[0][0] <= self._sent:
+            now = time.monotonic_ns()
+            while self._marks and self._marks[0][0] <= self._sent:
+                self._finish(self._marks.popleft()[1], now)
+
+    def fail(self, reason: str) -> None:
+        """Nothing can be sent any more: drop what waits, free its space."""
+        if not self.broken:
+            self.broken = reason
+        self._drop()
+
+    def count_error(self, op: int, errno: int, received_ns: int, count: int = 1) -> None:
+        """Count requests that are answered with an error; they are answered requests too."""
+        self._cells[self._counters.error_index(self._export, op, errno)] += count
+        self._count(op, count, time.monotonic_ns() - received_ns)
+
+    def _drop(self) -> None:
+        self._views.clear()
+        self.waiting = 0
+        self._sent = self._queued
+        while self._marks:
+            pending = self._marks.popleft()[1]
+            if pending.tx_end >= 0:
+                self.space.release(pending.tx_end)
+
+    def _finish(self, pending: Pending, now_ns: int) -> None:
+        if pending.tx_end >= 0:
+            self.space.release(pending.tx_end)
+        elapsed = now_ns - pending.received_ns
+        for op, count, amount in pending.accounts:
+            if amount:
+                self._cells[self._bytes[op]] += amount
+            self._count(op, count, elapsed)
+
+    def _count(self, op: int, count: int, elapsed_ns: int) -> None:
+        cells = self._cells
+        cells[self._requests[op]] += count
+        cells[self._counters.latency_index(op, elapsed_ns)] += count
+        cells[self._sums[op]] += elapsed_ns * count
+        self._traffic[0] += count
