@@ -1,0 +1,175 @@
+"""Temperature, clocks and memory of the GPUs that serve: NVIDIA through NVML, AMD through sysfs.
+
+What cannot be had is absent, never zero. A driver may hang while its GPU is being lost, so all
+of this happens in a thread of its own, and old readings are not shown.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import threads
+
+INTERVAL_S = 5.0
+STALE_S = 20.0
+
+_SYSFS = Path("/sys/bus/pci/devices")
+_PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE | re.ASCII)
+_NVML_SUCCESS = 0
+_TEMPERATURE_GPU = 0
+_CLOCKS = {"graphics": 0, "sm": 1, "memory": 2}  # nvmlClockType_t
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One GPU; None and absent clocks are what it does not tell.
+
+    Attributes:
+        pci: address such as 0000:01:00.0.
+        utilization: share of time that kernels ran, 0 to 1.
+        clocks: hertz by name.
+    """
+
+    pci: str
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    utilization: float | None = None
+    clocks: dict[str, int] = field(default_factory=dict)
+
+
+class GpuWatch:
+    """Reads every few seconds once ``watch`` has named the addresses."""
+
+    def __init__(self, interval_s: float = INTERVAL_S) -> None:
+        self._interval_s = interval_s
+        self._started = threading.Event()
+        self._readings: list[Reading] = []
+        self._at = 0.0
+
+    def watch(self, addresses: Iterable[str]) -> None:
+        """Begin, if there is a PCI address at all; later calls change nothing."""
+        wanted = sorted({address for each in addresses if (address := canonical(each))})
+        if wanted and not self._started.is_set():
+            self._started.set()
+            threads.start(self._run, "gpu", wanted)
+
+    def readings(self) -> list[Reading]:
+        """The latest readings, none if they are old."""
+        return self._readings if time.monotonic() - self._at < STALE_S else []
+
+    def _run(self, wanted: list[str]) -> None:
+        nvml = Nvml.open()
+        while True:
+            found = [
+                reading for address in wanted if (reading := _amd(address) or (nvml and nvml.read(address)))
+            ]
+            self._readings, self._at = found, time.monotonic()
+            if not found:
+                return
+            time.sleep(self._interval_s)
+
+
+def canonical(address: str) -> str | None:
+    """A PCI address in the form that sysfs uses, or None if it is none."""
+    match = _PCI.fullmatch(address.strip())
+    if match is None:
+        return None
+    domain, bus, device, function = match.groups()
+    return f"{int(domain or '0', 16):04x}:{bus}:{device}.{function}".lower()
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+class _Utilization(ctypes.Structure):
+    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+
+
+class Nvml:
+    """The few calls of NVIDIA's management library that are needed here (nvml.h)."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    @classmethod
+    def open(cls) -> Nvml | None:
+        """NVML, or None where there is none."""
+        try:
+            library = ctypes.CDLL("libnvidia-ml.so.1")
+            return cls(library) if library.nvmlInit_v2() == _NVML_SUCCESS else None
+        except (OSError, AttributeError):
+            return None
+
+    def read(self, address: str) -> Reading | None:
+        """A reading of the GPU at a PCI address, None if NVML does not know it."""
+        handle = ctypes.c_void_p()
+        if not self._ask("nvmlDeviceGetHandleByPciBusId_v2", address.encode(), ctypes.byref(handle)):
+            return None
+        memory, utilization = _Memory(), _Utilization()
+        has_memory = self._ask("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
+        has_utilization = self._ask("nvmlDeviceGetUtilizationRates", handle, ctypes.byref(utilization))
+        temperature = self._number("nvmlDeviceGetTemperature", handle, _TEMPERATURE_GPU)
+        power = self._number("nvmlDeviceGetPowerUsage", handle)
+        clocks = {
+            name: self._number("nvmlDeviceGetClockInfo", handle, kind) for name, kind in _CLOCKS.items()
+        }
+        return Reading(
+            pci=address,
+            memory_total_bytes=memory.total if has_memory else None,
+            memory_used_bytes=memory.used if has_memory else None,
+            temperature_celsius=temperature,
+            power_watts=None if power is None else power / 1000,
+            utilization=utilization.gpu / 100 if has_utilization else None,
+            clocks={name: value * 1_000_000 for name, value in clocks.items() if value is not None},
+        )
+
+    def _number(self, name: str, handle: ctypes.c_void_p, *arguments: int) -> int | None:
+        value = ctypes.c_uint()
+        found = self._ask(name, handle, *(ctypes.c_int(each) for each in arguments), ctypes.byref(value))
+        return value.value if found else None
+
+    def _ask(self, name: str, *arguments: object) -> bool:
+        try:
+            return bool(getattr(self._library, name)(*arguments) == _NVML_SUCCESS)
+        except AttributeError:
+            return False  # an older library
+
+
+def _amd(address: str, root: Path = _SYSFS) -> Reading | None:
+    """A reading from amdgpu's files (Documentation/gpu/amdgpu), None for a GPU of another driver."""
+    base = root / address
+
+    def number(path: Path) -> int | None:
+        try:
+            return int(path.read_text())
+        except (OSError, ValueError):
+            return None
+
+    total = number(base / "mem_info_vram_total")
+    if total is None:
+        return None
+    monitor = next(iter(sorted(base.glob("hwmon/hwmon*"))), base / "hwmon")
+    busy = number(base / "gpu_busy_percent")
+    temperature = number(monitor / "temp1_input")
+    power = number(monitor / "power1_average")
+    if power is None:
+        power = number(monitor / "power1_input")
+    clocks = {"graphics": number(monitor / "freq1_input"), "memory": number(monitor / "freq2_input")}
+    return Reading(
+        pci=address,
+        memory_total_bytes=total,
+        memory_used_bytes=number(base / "mem_info_vram_used"),
+        temperature_celsius=None if temperature is None else temperature / 1000,
+        power_watts=None if power is None else power / 1e6,
+        utilization=None if busy is None else busy / 100,
+        clocks={name: value for name, value in clocks.items() if value is not None},
+    )

@@ -1,0 +1,249 @@
+"""A small HTTP/1.1 server for GET and HEAD, which no client can hold up.
+
+Each connection is one request, served by a thread of its own under deadlines for reading and for
+writing. Each listener has places of its own; when they are full the oldest connection is closed,
+so clients that connect and stay silent keep out nobody, and a crowd on TCP does not touch the
+status socket. What is not plain GET or HEAD in the strict grammar of RFC 9112 is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from .. import logs
+from . import threads
+
+READ_TIMEOUT_S = 5.0
+WRITE_TIMEOUT_S = 10.0
+HEAD_BYTES = 16 << 10
+PLACES = 24
+
+_TARGET = re.compile(r"/[\x21-\x7e]*", re.ASCII)
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x20-\x7e\x80-\xff\t]*?)[ \t]*", re.ASCII)
+_VERSIONS = ("HTTP/1.1", "HTTP/1.0")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request line and its fields.
+
+    Attributes:
+        path: decoded from nothing: only plain paths exist.
+        query: what follows the question mark.
+        headers: by lower-case name; of repeated fields the last.
+        local: it came over a Unix socket.
+        listener: the address it came in by, as ``getsockname`` gives it.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    local: bool
+    listener: object
+
+
+@dataclass(frozen=True)
+class Response:
+    status: HTTPStatus
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class BadRequest(Exception):
+    def __init__(self, status: HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+Handler = Callable[[Request], Response]
+
+
+class _Connection:
+    def __init__(self, sock: socket.socket, since: float) -> None:
+        self.sock = sock
+        self.since = since
+
+
+class Listener:
+    """One listening socket, Unix or TCP; ``accept`` is called when it is readable."""
+
+    def __init__(self, sock: socket.socket, handler: Handler) -> None:
+        self._sock = sock
+        self._handler = handler
+        self._local = sock.family == socket.AF_UNIX
+        self._open: dict[int, _Connection] = {}
+        sock.setblocking(False)
+        self._name = sock.getsockname()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def accept(self) -> None:
+        """Take every connection that waits, each in a thread of its own."""
+        while True:
+            try:
+                sock, _ = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                logs.limited(logs.get(), "observer_accept_failed", error=str(error))
+                time.sleep(0.1)
+                return
+            sock.setblocking(True)
+            self._make_room()
+            connection = _Connection(sock, time.monotonic())
+            self._open[id(connection)] = connection
+            try:
+                threads.start(self._serve, "http", connection)
+            except RuntimeError:
+                self._forget(connection)
+
+    def _make_room(self) -> None:
+        while len(self._open) >= PLACES:
+            try:
+                oldest = min(list(self._open.values()), key=lambda connection: connection.since)
+            except ValueError:
+                return
+            self._open.pop(id(oldest), None)
+            try:
+                oldest.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def _forget(self, connection: _Connection) -> None:
+        self._open.pop(id(connection), None)
+        connection.sock.close()
+
+    def _serve(self, connection: _Connection) -> None:
+        try:
+            self._exchange(connection.sock)
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            self._forget(connection)
+
+    def _exchange(self, sock: socket.socket) -> None:
+        try:
+            request = _read_request(sock, self._local, self._name)
+        except BadRequest as error:
+            response, method = plain(error.status, str(error)), "GET"
+        else:
+            if request is None:
+                return
+            method = request.method
+            try:
+                response = self._handler(request)
+            except Exception:
+                logs.limited(
+                    logs.get(), "observer_request_failed", level="error", path=request.path, exc_info=True
+                )
+                response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "the observer failed; the log says how")
+        _send(sock, _encode(response, method))
+        sock.shutdown(socket.SHUT_WR)
+        # Closing with unread input would reset the connection and could take the response with it.
+        sock.settimeout(0.5)
+        for _ in range(8):
+            if not sock.recv(HEAD_BYTES):
+                return
+
+
+def plain(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    """One line of text."""
+    return Response(status, text.encode() + b"\n", headers=headers or {})
+
+
+def _read_request(sock: socket.socket, local: bool, listener: object) -> Request | None:
+    """The request, or None if the client left without one."""
+    deadline = time.monotonic() + READ_TIMEOUT_S
+    data = b""
+    while b"\r\n\r\n" not in data:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise BadRequest(HTTPStatus.REQUEST_TIMEOUT, "the request took too long")
+        sock.settimeout(left)
+        try:
+            chunk = sock.recv(HEAD_BYTES)
+        except TimeoutError:
+            continue
+        if not chunk:
+            return None
+        data += chunk
+        if len(data.partition(b"\r\n\r\n")[0]) > HEAD_BYTES:
+            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request head is too long")
+    head = data.partition(b"\r\n\r\n")[0]
+    return parse_request(head, local, listener)
+
+
+def parse_request(head: bytes, local: bool = False, listener: object = None) -> Request:
+    """A request from its head without the final empty line.
+
+    Raises:
+        BadRequest: with the status to answer.
+    """
+    line, *fields = head.split(b"\r\n")
+    try:
+        method, target, version = line.decode("ascii").split(" ")
+    except ValueError:
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "not an HTTP request") from None
+    if version not in _VERSIONS:
+        raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "HTTP/1.1 or HTTP/1.0")
+    if not re.fullmatch(r"[A-Z]{1,16}", method):
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "not a method")
+    if method not in ("GET", "HEAD"):
+        raise BadRequest(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD: nothing here changes anything")
+    if not _TARGET.fullmatch(target):
+        raise BadRequest(HTTPStatus.BAD_REQUEST, "not a path")
+    headers: dict[str, str] = {}
+    for entry in fields:
+        match = _FIELD.fullmatch(entry)
+        if match is None:
+            raise BadRequest(HTTPStatus.BAD_REQUEST, "not a header field")
+        headers[match[1].decode().lower()] = match[2].decode("latin-1")
+    path, _, query = target.partition("?")
+    return Request(method, path, query, headers, local, listener)
+
+
+def _encode(response: Response, method: str) -> bytes:
+    fields = {
+        "Content-Type": response.content_type,
+        "Content-Length": str(len(response.body)),
+        "Cache-Control": "no-store",
+        "Connection": "close",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        **response.headers,
+    }
+    if response.status is HTTPStatus.METHOD_NOT_ALLOWED:
+        fields["Allow"] = "GET, HEAD"
+    head = f"HTTP/1.1 {response.status.value} {response.status.phrase}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"
+    return head.encode("latin-1") + (b"" if method == "HEAD" else response.body)
+
+
+def _send(sock: socket.socket, data: bytes) -> None:
+    """Write all under one deadline; ``settimeout`` alone would begin anew with each piece.
+
+    Raises:
+        OSError: the client is gone or does not read.
+    """
+    deadline = time.monotonic() + WRITE_TIMEOUT_S
+    sock.setblocking(False)
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[sock.send(rest) :]
+        except BlockingIOError:
+            left = deadline - time.monotonic()
+            poll = select.poll()
+            poll.register(sock, select.POLLOUT)
+            if left <= 0 or not poll.poll(left * 1000):
+                raise TimeoutError("the client does not read") from None

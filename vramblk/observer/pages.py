@@ -1,0 +1,157 @@
+"""What the observer answers to which path, and to whom."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import json
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from importlib import resources
+from urllib.parse import parse_qs
+
+from ..settings import Settings
+from .health import Health, Physician
+from .http import Request, Response, plain
+from .metrics import Metrics
+from .sampler import Sampler
+from .status import StatusDocument
+from .writtenbytes import Written
+
+_OPEN_TO_ALL = ("/healthz", "/readyz")
+_INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
+
+
+class Pages:
+    """Answers requests; used by every listener."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        document: StatusDocument,
+        physician: Physician,
+        sampler: Sampler,
+        written: Written,
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._document = document
+        self._physician = physician
+        self._sampler = sampler
+        self._written = written
+        self._page = load_page()
+        self._routes: dict[str, Callable[[Request], Response]] = {
+            "/": lambda _: self._page,
+            "/metrics": self._answer_metrics,
+            "/healthz": lambda _: _line(self._physician.examine()),
+            "/readyz": lambda _: _line(self._physician.ready()),
+            "/status.json": lambda _: _json(self._document.build()),
+            "/history.json": self._answer_history,
+            "/map.json": self._answer_map,
+        }
+
+    def __call__(self, request: Request) -> Response:
+        """The response to a request."""
+        if not request.local:
+            if not _host_allowed(request):
+                return plain(HTTPStatus.FORBIDDEN, "ask for localhost: this address answers to no other name")
+            if request.path not in _OPEN_TO_ALL and not self._token_given(request):
+                return _unauthorized(request)
+        route = self._routes.get(request.path)
+        if route is None:
+            return plain(HTTPStatus.NOT_FOUND, f"there are only {', '.join(self._routes)}")
+        return route(request)
+
+    def _token_given(self, request: Request) -> bool:
+        """Whether the request carries the token, as a bearer token or, for browsers, as a password."""
+        wanted = self._settings.metrics_token
+        if wanted is None:
+            return True
+        scheme, _, value = request.headers.get("authorization", "").partition(" ")
+        value = value.strip()
+        if scheme.lower() == "basic":
+            try:
+                value = base64.b64decode(value, validate=True).decode("latin-1").partition(":")[2]
+            except (binascii.Error, ValueError):
+                return False
+        elif scheme.lower() != "bearer":
+            return False
+        return hmac.compare_digest(value.encode("latin-1", "replace"), wanted.encode())
+
+    def _answer_metrics(self, request: Request) -> Response:
+        body, content_type = self._metrics.expose(request.headers.get("accept", ""))
+        return Response(HTTPStatus.OK, body, content_type)
+
+    def _answer_history(self, request: Request) -> Response:
+        return _json(self._sampler.history(_number(request, "since")))
+
+    def _answer_map(self, request: Request) -> Response:
+        export = _number(request, "export")
+        if export >= len(self._settings.exports):
+            return plain(
+                HTTPStatus.NOT_FOUND, f"there are {len(self._settings.exports)} exports, counted from 0"
+            )
+        return _json(self._written.cells(export, self._sampler))
+
+
+def load_page() -> Response:
+    """The status page with a policy that allows exactly its own script and style."""
+    text = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    hashes: dict[str, list[str]] = {"script": [], "style": []}
+    for kind, content in _INLINE.findall(text):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        hashes[kind].append(f"'sha256-{digest}'")
+    policy = (
+        f"default-src 'none'; script-src {' '.join(hashes['script'])}; "
+        f"style-src {' '.join(hashes['style'])}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {"Content-Security-Policy": policy, "X-Frame-Options": "DENY"}
+    return Response(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8", headers)
+
+
+def _host_allowed(request: Request) -> bool:
+    """On a loopback address only local names are served, so that no foreign page can have a name of
+    its own resolved to this machine and read the answers (DNS rebinding)."""
+    address = request.listener[0] if isinstance(request.listener, tuple) else ""
+    given = request.headers.get("host")
+    if given is None or not _is_loopback(address):
+        return True
+    match = _HOST.fullmatch(given)
+    host = match[1].strip("[]").lower() if match else ""
+    return host == "localhost" or host.endswith(".localhost") or _is_loopback(host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _unauthorized(request: Request) -> Response:
+    """A browser that opens the page is asked for a password; a program is told of the bearer token."""
+    challenge = 'Basic realm="vramblk: the token is the password", charset="UTF-8"'
+    if request.path != "/":
+        challenge = 'Bearer realm="vramblk"'
+    return plain(HTTPStatus.UNAUTHORIZED, "the token is missing or wrong", {"WWW-Authenticate": challenge})
+
+
+def _number(request: Request, name: str) -> int:
+    text = parse_qs(request.query, max_num_fields=8).get(name, ["0"])[-1]
+    return int(text) if re.fullmatch(r"\d{1,12}", text, re.ASCII) else 0
+
+
+def _line(health: Health) -> Response:
+    return plain(HTTPStatus.OK if health.ok else HTTPStatus.SERVICE_UNAVAILABLE, health.text)
+
+
+def _json(value: object) -> Response:
+    body = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode()
+    return Response(HTTPStatus.OK, body, "application/json")

@@ -1,0 +1,201 @@
+"""The status document, /status.json: what people and scripts want to know, in one versioned schema.
+
+Keys are added without notice; a key that changes its meaning or goes raises ``SCHEMA``. docs/status.md
+describes them all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .. import __version__
+from ..settings import Settings
+from ..shared.context import Shared
+from ..shared.control import ControlWord, State
+from ..shared.counters import ENGINE_SCALARS, ERRNO_NAMES, OPS
+from ..shared.window import Window, Word
+from . import processes
+from .advice import find_advice
+from .devices import export_of
+from .figures import Totals, queued, read_totals
+from .gpu import GpuWatch
+from .health import OLD_S, Physician
+from .preconditions import preconditions
+from .sampler import Sampler
+from .writtenbytes import Written
+
+SCHEMA = 1
+
+
+class StatusDocument:
+    """Builds the document from shared memory and /proc."""
+
+    def __init__(
+        self, shared: Shared, sampler: Sampler, physician: Physician, gpus: GpuWatch, written: Written
+    ) -> None:
+        self._shared = shared
+        self._sampler = sampler
+        self._physician = physician
+        self._gpus = gpus
+        self._written = written
+
+    def build(self) -> dict[str, Any]:
+        """The document, plain JSON values."""
+        shared, settings = self._shared, self._shared.settings
+        control = shared.control
+        geometry = control.geometry()
+        running = processes.processes(shared)
+        totals = read_totals(shared.worker_windows)
+        min_free = processes.min_free_bytes()
+        conditions = preconditions(settings, running, geometry, min_free)
+        connections = self._connections(geometry)
+        ready_ns = control.load(ControlWord.READY_NS)
+        health = self._physician.examine(OLD_S)
+        document: dict[str, Any] = {
+            "schema": SCHEMA,
+            "version": __version__,
+            "state": control.state.name.lower(),
+            "mode": settings.mode,
+            "pid": control.load(ControlWord.SUPERVISOR_PID),
+            "time": round(time.time(), 3),
+            "uptime_s": round((time.monotonic_ns() - ready_ns) / 1e9, 3) if ready_ns else None,
+            "healthy": health.ok,
+            "health": health.text,
+            "listen": [str(address) for address in settings.listen_addr],
+            "locked_bytes": locked_bytes(shared, running),
+            "exports": self._exports(geometry, totals),
+            "connections": connections,
+            "max_connections": settings.max_connections,
+            "workers": [_worker(window) for window in shared.worker_windows],
+            "engine": {
+                **{name: control.engine_counters.scalar(name) for name in ENGINE_SCALARS},
+                "pid": control.load(ControlWord.ENGINE_PID),
+                "queued_requests": sum(queued(window) for window in shared.worker_windows),
+            },
+            "counters": {
+                **totals.scalars,
+                "connections_refused": control.load(ControlWord.CONNECTIONS_REFUSED),
+                "worker_restarts": control.load(ControlWord.WORKER_RESTARTS),
+                "workers_lost": control.load(ControlWord.WORKERS_LOST),
+                "dropped_log_lines": dropped_log_lines(shared, totals),
+            },
+            "now": self._sampler.latest(),
+            "latency_s": self._sampler.latency(),
+            "processes": [self._process(each) for each in running],
+            "gpus": [asdict(reading) for reading in self._gpus.readings()],
+            "host": {
+                "min_free_bytes": min_free,
+                "swaps": [asdict(each) for each in processes.swap_devices()]
+                if settings.mode == "swap"
+                else [],
+            },
+            "swap_preconditions": [each._asdict() for each in conditions],
+            "drain": _drain(shared, settings),
+        }
+        document["warnings"] = [asdict(each) for each in find_advice(document, settings)]
+        return document
+
+    def _exports(self, geometry: dict[str, Any], totals: Totals) -> list[dict[str, Any]]:
+        return [
+            {
+                **export_of(export),
+                "written_bytes": self._written.bytes_of(index),
+                "requests": dict(zip(OPS, totals.requests[index].tolist(), strict=True)),
+                "bytes": dict(zip(OPS[:2], totals.payload_bytes[index, :2].tolist(), strict=True)),
+                "errors": _errors(totals, index),
+            }
+            for index, export in enumerate(geometry.get("exports", []))
+        ]
+
+    def _connections(self, geometry: dict[str, Any]) -> list[dict[str, Any]]:
+        names = [export["name"] for export in geometry.get("exports", [])]
+        now_ns = time.monotonic_ns()
+        found = []
+        for window in open_windows(self._shared):
+            for each in window.connections():
+                requests_rate, received_rate, sent_rate = self._sampler.rates(window.index, each.id)
+                state = each.state.name.lower()
+                found.append(
+                    {
+                        "id": each.id,
+                        "peer": each.peer,
+                        "device": processes.nbd_device_of(each.peer)
+                        if self._shared.settings.mode == "swap"
+                        else None,
+                        "worker": window.index,
+                        "state": state,
+                        "export": names[each.export]
+                        if state == "transmission" and each.export < len(names)
+                        else None,
+                        "age_s": round((now_ns - each.since_ns) / 1e9, 1),
+                        "requests": each.requests,
+                        "received_bytes": each.received_bytes,
+                        "sent_bytes": each.sent_bytes,
+                        "requests_per_s": round(requests_rate, 1),
+                        "received_bytes_per_s": round(received_rate, 1),
+                        "sent_bytes_per_s": round(sent_rate, 1),
+                    }
+                )
+        return sorted(found, key=lambda row: row["id"])
+
+    def _process(self, process: processes.Process) -> dict[str, Any]:
+        before = self._sampler.major_faults.get(process.pid, process.major_faults)
+        return {**asdict(process), "major_faults_since_ready": process.major_faults - before}
+
+
+def _worker(window: Window) -> dict[str, Any]:
+    return {
+        "index": window.index,
+        "pid": window.load(Word.WORKER_PID),
+        "ready": bool(window.load(Word.READY)),
+        "generation": window.load(Word.GENERATION),
+        "connections": window.load(Word.CONNECTIONS),
+        "queued_requests": queued(window),
+    }
+
+
+def _errors(totals: Totals, export: int) -> dict[str, dict[str, int]]:
+    """Errors by operation and name of the errno, those that happened."""
+    found: dict[str, dict[str, int]] = {}
+    for op, row in zip(OPS, totals.errors[export].tolist(), strict=True):
+        names = {name: count for name, count in zip(ERRNO_NAMES.values(), row, strict=True) if count}
+        if names:
+            found[op] = names
+    return found
+
+
+def _drain(shared: Shared, settings: Settings) -> dict[str, Any] | None:
+    if shared.control.state is not State.DRAINING:
+        return None
+    deadline_ns = shared.control.load(ControlWord.DRAIN_DEADLINE_NS)
+    swap = settings.mode == "swap"
+    return {
+        "seconds_left": None
+        if swap or not deadline_ns
+        else max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
+    }
+
+
+def open_windows(shared: Shared) -> Sequence[Window]:
+    """Windows whose connections are alive; a worker that is lost for good takes its table with it."""
+    if not shared.control.load(ControlWord.WORKERS_LOST):
+        return shared.worker_windows
+    return [window for window in shared.worker_windows if processes.alive(window.load(Word.WORKER_PID))]
+
+
+def dropped_log_lines(shared: Shared, totals: Totals) -> int:
+    """Log lines that any process has dropped."""
+    control = shared.control
+    return (
+        totals.scalars["dropped_log_lines"]
+        + control.engine_counters.scalar("dropped_log_lines")
+        + control.load(ControlWord.DROPPED_LOG_LINES)
+    )
+
+
+def locked_bytes(shared: Shared, running: Sequence[processes.Process]) -> int:
+    """Locked memory of all processes: as the supervisor found it at ready, otherwise as /proc says now."""
+    return shared.control.load(ControlWord.LOCKED_BYTES) or sum(each.locked_bytes for each in running)

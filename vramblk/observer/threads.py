@@ -1,0 +1,17 @@
+"""Threads of the observer: daemons with small stacks, which no exit waits for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+#: Enough for json, numpy and the metrics library; the default of 8 MiB would count as locked memory.
+STACK_BYTES = 512 << 10
+
+
+def start(target: Callable[..., object], name: str, *arguments: object) -> threading.Thread:
+    """Start a daemon thread."""
+    threading.stack_size(STACK_BYTES)
+    thread = threading.Thread(target=target, name=name, args=arguments, daemon=True)
+    thread.start()
+    return thread
