@@ -1,0 +1,122 @@
+# The appliance: one image for NVIDIA, AMD, Intel and GPU-less hosts. docs/container.md has sizes and reasons.
+# No registry-hosted syntax line, no RUN --mount: the classic builder builds it as well as BuildKit.
+ARG BASE=debian:trixie-slim
+
+# --- OpenCL runtimes: each stage leaves in /out only what the loader really opens -------------------------------
+FROM ${BASE} AS runtime
+SHELL ["/bin/sh", "-euc"]
+COPY deploy/collect.sh /usr/local/bin/collect.sh
+RUN mkdir /out
+
+FROM runtime AS amd
+ARG RUNTIMES="nvidia amd intel cpu"
+RUN case " ${RUNTIMES} " in *" amd "*) ;; *) echo no >/out/runtime-amd; exit 0 ;; esac; \
+    lib=/usr/lib/x86_64-linux-gnu; \
+    collect.sh /out rocm-opencl-icd \
+        /etc/OpenCL/vendors/amdocl64.icd "${lib}/libamdocl64.so" "${lib}/libamd_comgr.so.2" \
+        "${lib}/libhsa-runtime64.so.1" /usr/share/libdrm/amdgpu.ids
+
+FROM runtime AS intel
+ARG RUNTIMES="nvidia amd intel cpu"
+RUN case " ${RUNTIMES} " in *" intel "*) ;; *) echo no >/out/runtime-intel; exit 0 ;; esac; \
+    collect.sh /out mesa-opencl-icd \
+        /etc/OpenCL/vendors/rusticl.icd /usr/lib/x86_64-linux-gnu/libRusticlOpenCL.so.1 \
+        '/usr/lib/clc/spirv*-mesa3d-.spv' '/usr/lib/llvm-*/lib/clang/*/include/opencl-c*.h' \
+        /usr/share/libdrm/amdgpu.ids
+
+# PoCL itself is a wheel from the lock file. It links each kernel with ld and the C library's development names;
+# ld alone, three links and an empty archive stand in for binutils, gcc and libc6-dev.
+FROM runtime AS cpu
+ARG RUNTIMES="nvidia amd intel cpu"
+RUN case " ${RUNTIMES} " in *" cpu "*) ;; *) echo no >/out/runtime-cpu; exit 0 ;; esac; \
+    collect.sh /out binutils /usr/bin/ld.bfd; \
+    mv /out/usr/bin/ld.bfd /out/usr/bin/ld; \
+    lib=/out/usr/lib/x86_64-linux-gnu; \
+    ln -s libc.so.6 "${lib}/libc.so"; \
+    ln -s libm.so.6 "${lib}/libm.so"; \
+    ln -s libgcc_s.so.1 "${lib}/libgcc_s.so"; \
+    printf '!<arch>\n' >"${lib}/libgcc.a"
+
+# --- Python: the locked dependencies, then the package, in layers of their own ----------------------------------
+FROM ${BASE} AS dependencies
+SHELL ["/bin/sh", "-euc"]
+# hadolint ignore=DL3008  # Debian keeps one version of a package per release; the image lists what it got
+RUN apt-get update -q; \
+    apt-get install -qy --no-install-recommends binutils python3.13-venv; \
+    rm -rf /var/lib/apt/lists/*; \
+    python3.13 -m venv /opt/build; \
+    /opt/build/bin/pip install --no-cache-dir setuptools==80.9.0 wheel==0.45.1; \
+    python3.13 -m venv --without-pip /opt/vramblk
+COPY requirements.txt /src/
+ARG RUNTIMES="nvidia amd intel cpu"
+# Checked-by-hash bytecode carries no timestamps, and nothing can be written next to it at run time.
+RUN pip() { /opt/build/bin/pip --python /opt/vramblk/bin/python "$@"; }; \
+    pip install --no-cache-dir --no-compile -r /src/requirements.txt; \
+    case " ${RUNTIMES} " in \
+        *" cpu "*) strip --strip-unneeded /opt/vramblk/lib/python3.13/site-packages/pyopencl/.libs/libpocl-*.so ;; \
+        *) pip uninstall -y pocl-binary-distribution ;; \
+    esac; \
+    find /opt/vramblk -type d \( -name tests -o -name __pycache__ \) -prune -exec rm -rf {} +; \
+    /opt/vramblk/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/vramblk/lib; \
+    mkdir -p /opt/vramblk/share; \
+    pip freeze >/opt/vramblk/share/python-packages.txt
+
+FROM dependencies AS package
+COPY pyproject.toml README.md LICENSE /src/
+COPY vramblk /src/vramblk
+RUN umask 022; \
+    export SOURCE_DATE_EPOCH=315532800; \
+    /opt/build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /wheel /src; \
+    /opt/build/bin/pip --python /opt/vramblk/bin/python install --no-cache-dir --no-index --no-deps --no-compile \
+        --prefix /package /wheel/*.whl; \
+    /opt/vramblk/bin/python -m compileall -q --invalidation-mode unchecked-hash /package/lib
+
+# --- The image --------------------------------------------------------------------------------------------------
+FROM ${BASE}
+SHELL ["/bin/sh", "-euc"]
+# hadolint ignore=DL3008  # as above
+RUN apt-get update -q; \
+    apt-get install -qy --no-install-recommends ocl-icd-libopencl1 python3.13; \
+    rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/log/*
+# The classic builder fails at an empty layer, hence a file where a runtime was not chosen.
+COPY --from=amd /out/ /
+COPY --from=intel /out/ /
+COPY --from=cpu /out/ /
+ARG RUNTIMES="nvidia amd intel cpu"
+# The NVIDIA toolkit passes the driver's libraries in; before 1.20 it brings no ICD file.
+RUN mkdir -p /etc/OpenCL/vendors /run/vramblk /var/cache/vramblk; \
+    rm -f /runtime-*; \
+    case " ${RUNTIMES} " in *" nvidia "*) echo libnvidia-opencl.so.1 >/etc/OpenCL/vendors/nvidia.icd ;; esac; \
+    ldconfig; \
+    rm -f /var/cache/ldconfig/aux-cache
+COPY --from=dependencies /opt/vramblk/ /opt/vramblk/
+COPY entrypoint.sh /usr/local/bin/entrypoint.sh
+
+# Every cache of a runtime lies in one folder: with a read-only root it is a tmpfs, mounted exec since PoCL loads
+# its kernels from there.
+ENV PATH=/opt/vramblk/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/var/cache/vramblk \
+    XDG_CACHE_HOME=/var/cache/vramblk \
+    POCL_CACHE_DIR=/var/cache/vramblk/pocl \
+    CUDA_CACHE_PATH=/var/cache/vramblk/cuda \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    VRAMBLK_LISTEN_ADDR=0.0.0.0:10809,unix:/run/vramblk/nbd.sock \
+    VRAMBLK_METRICS_ADDR=0.0.0.0:10810
+EXPOSE 10809/tcp 10810/tcp
+HEALTHCHECK --interval=5s --timeout=10s --start-period=60s --retries=3 CMD ["vramblk", "status", "--health"]
+ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
+
+ARG VERSION=0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="vramblk" \
+      org.opencontainers.image.description="GPU memory as an NBD block device" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="debian:trixie-slim" \
+      vramblk.runtimes="${RUNTIMES}"
+
+# Last, so that a change of the source repeats this step only.
+COPY --from=package /package/ /opt/vramblk/
