@@ -1,0 +1,172 @@
+"""host/vramblk-swap with a machine of files and a PATH of stubs: each call is recorded and can be made to fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[3] / "host" / "vramblk-swap"
+
+_STUB = r"""#!/bin/sh
+name=${0##*/}
+echo "$name $*" >>"$STUB_HOME/calls"
+t=$VRAMBLK_TEST_ROOT
+if [ -e "$STUB_HOME/fail.$name" ]; then
+    left=$(cat "$STUB_HOME/fail.$name")
+    [ "${left:-0}" -eq 1 ] && rm "$STUB_HOME/fail.$name"
+    [ "${left:-0}" -gt 1 ] && echo $((left - 1)) >"$STUB_HOME/fail.$name"
+    echo "$name: told to fail" >&2
+    exit 1
+fi
+case $name in
+id) echo "${STUB_UID:-0}" ;;
+modprobe)
+    case $1 in
+    -r) rm -rf "$t/sys/module/nbd" "$t/sys/block/nbd0" "$t/sys/block/nbd1" ;;
+    *) "$STUB_HOME/make-devices" ;;
+    esac ;;
+nbd-client)
+    case $1 in
+    -d) rm -f "$t/sys/block/${2#/dev/}/pid"; echo 0 >"$t/sys/block/${2#/dev/}/size" ;;
+    *)
+        echo 77 >"$t/sys/block/${3#/dev/}/pid"
+        [ -e "$STUB_HOME/no-size" ] || echo 2097152 >"$t/sys/block/${3#/dev/}/size" ;;
+    esac ;;
+swapon)
+    [ -e "$STUB_HOME/swapon-lies" ] || echo "$3 partition 1048572 0 $2" >>"$t/proc/swaps" ;;
+swapoff) sed -i "\#^$1 #d" "$t/proc/swaps" ;;
+curl) cat "$STUB_HOME/status.json" ;;
+systemd-run)
+    while [ "$1" != -- ]; do shift; done
+    shift
+    exec "$@" ;;
+systemctl) echo "${STUB_UNIT:-disabled}"; [ "${STUB_UNIT:-}" = enabled ] ;;
+docker)
+    case $* in
+    *LiveRestore*) echo "${STUB_LIVE_RESTORE:-false}" ;;
+    *StopTimeout*) echo "${STUB_GRACE:-10}" ;;
+    *RestartPolicy*) echo "${STUB_RESTART:-unless-stopped}" ;;
+    esac ;;
+sleep) exit 0 ;;
+esac
+"""
+_DEVICES = r"""#!/bin/sh
+t=$VRAMBLK_TEST_ROOT
+mkdir -p "$t/sys/module/nbd"
+for n in 0 1; do
+    mkdir -p "$t/sys/block/nbd$n/queue"
+    echo 0 >"$t/sys/block/nbd$n/size"
+    echo 128 >"$t/sys/block/nbd$n/queue/read_ahead_kb"
+    echo "none [mq-deadline] kyber" >"$t/sys/block/nbd$n/queue/scheduler"
+done
+"""
+_STUBS = (
+    "id", "modprobe", "nbd-client", "mkswap", "swapon", "swapoff", "curl", "systemctl", "systemd-run", "docker",
+    "sleep", "flock",
+)  # fmt: skip
+
+MEGABYTE_KIB = 1024
+
+
+@dataclass
+class Host:
+    """A machine of files below ``root``; ``home`` holds the stubs and what they recorded."""
+
+    root: Path
+    home: Path
+
+    def path(self, name: str) -> Path:
+        return self.root / name.lstrip("/")
+
+    def write(self, name: str, text: str) -> None:
+        self.path(name).parent.mkdir(parents=True, exist_ok=True)
+        self.path(name).write_text(text)
+
+    def read(self, name: str) -> str:
+        return self.path(name).read_text().strip()
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run the script; nothing of this machine's own settings reaches it."""
+        return subprocess.run(
+            [shutil.which("sh") or "/bin/sh", str(SCRIPT), *arguments],
+            env={
+                "PATH": f"{self.home}/bin:{os.environ['PATH']}",
+                "VRAMBLK_TEST_ROOT": str(self.root),
+                "STUB_HOME": str(self.home),
+                "VRAMBLK_SWAP_TIMEOUT": "1",
+                **environment,
+            },
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+    def fail(self, tool: str, times: int = 1_000) -> None:
+        (self.home / f"fail.{tool}").write_text(f"{times}\n")
+
+    def mend(self, tool: str) -> None:
+        (self.home / f"fail.{tool}").unlink()
+
+    def calls(self, *without: str) -> list[str]:
+        """What was called since the last time, without looking."""
+        log = self.home / "calls"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        looks = ("id ", "curl ", "sleep ", "flock ", "docker ", "systemctl ", *without)
+        return [line for line in lines if not line.startswith(looks)]
+
+    def status(self, **changes: object) -> None:
+        answer = {
+            "state": "ready", "mode": "swap", "pid": 1, "locked_bytes": 120 << 20,
+            "exports": [{"name": "a \"quoted\" name", "state": "ready for nothing", "size_bytes": 1 << 30}],
+        }  # fmt: skip
+        (self.home / "status.json").write_text(json.dumps({**answer, **changes}))
+
+    def state(self) -> dict[str, str]:
+        """Every file of the machine, apart from the lock."""
+        return {
+            str(path.relative_to(self.root)): path.read_text()
+            for path in sorted(self.root.rglob("*"))
+            if path.is_file() and path.name != "lock" and "4242" not in path.parts
+        }
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    with tempfile.TemporaryDirectory(prefix="vs-") as directory:
+        host = Host(Path(directory) / "r", Path(directory) / "h")
+        (host.home / "bin").mkdir(parents=True)
+        for name in _STUBS:
+            stub = host.home / "bin" / name
+            stub.write_text(_STUB)
+            stub.chmod(0o755)
+        (host.home / "make-devices").write_text(_DEVICES)
+        (host.home / "make-devices").chmod(0o755)
+        host.write("/proc/swaps", "Filename Type Size Used Priority\n")
+        host.write(
+            "/proc/meminfo", f"MemTotal: {16384 * MEGABYTE_KIB} kB\nMemAvailable: {8192 * MEGABYTE_KIB} kB\n"
+        )
+        host.write("/proc/sys/vm/min_free_kbytes", "45056\n")
+        host.write("/proc/sys/vm/page-cluster", "3\n")
+        host.write("/proc/sys/kernel/random/uuid", "11111111-2222-3333-4444-555555555555\n")
+        host.write("/proc/4242/comm", "vramblk-supervi\n")
+        host.write("/proc/4242/status", "Name:\tvramblk-supervi\nNSpid:\t4242\t1\n")
+        host.write(
+            "/proc/4242/stat", f"4242 (vramblk-supervi) S 1 {' '.join(str(n) for n in range(5, 53))}\n"
+        )
+        host.write("/proc/4242/cgroup", f"0::/system.slice/docker-{'ab' * 32}.scope\n")
+        host.path("/proc/4242/root").symlink_to(host.root)
+        cgroup = f"/sys/fs/cgroup/system.slice/docker-{'ab' * 32}.scope"
+        host.write(f"{cgroup}/memory.swap.max", "max\n")
+        host.path("/run/vramblk").mkdir(parents=True)
+        host.status()
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(host.path("/run/vramblk/nbd.sock")))
+            yield host

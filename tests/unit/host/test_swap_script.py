@@ -1,0 +1,455 @@
+"""host/vramblk-swap: what it calls and in which order, and that every failure of `up` undoes exactly what was done."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from vramblk import options
+
+from .conftest import SCRIPT, Host
+
+CGROUP = f"/sys/fs/cgroup/system.slice/docker-{'ab' * 32}.scope/memory.swap.max"
+ATTACH = (
+    "nbd-client -unix /run/vramblk/nbd.sock /dev/nbd0 -name vram -nonetlink -swap -systemd-mark -b 4096"
+)  # fmt: skip
+MKSWAP = "mkswap --label vramblk --uuid 11111111-2222-3333-4444-555555555555 /dev/nbd0"
+
+
+def test_up_does_everything_in_order(host: Host) -> None:
+    result = host.run("up")
+    assert result.returncode == 0, result.stderr
+    assert host.calls() == [
+        "modprobe nbd nbds_max=16 max_part=0", ATTACH, MKSWAP, "swapon --priority 200 /dev/nbd0",
+    ]  # fmt: skip
+    assert host.read("/sys/block/nbd0/queue/read_ahead_kb") == "0"
+    assert host.read("/sys/block/nbd0/queue/scheduler") == "none"
+    assert host.read("/proc/sys/vm/page-cluster") == "0"
+    assert host.read("/proc/sys/vm/min_free_kbytes") == str(16384 * 1024 // 100 + 120 * 1024 // 32)
+    assert host.read(CGROUP) == "0"
+    assert host.read("/sys/block/nbd1/size") == "0"
+
+
+def test_up_says_first_what_ran_under_pressure_and_what_did_not(host: Host) -> None:
+    first = host.run("up").stderr.splitlines()[0]
+    assert "under real memory pressure" in first and "not tested: a GPU driver's own allocations" in first
+
+
+def test_up_twice_is_one_up(host: Host) -> None:
+    host.run("up")
+    host.calls()
+    before = host.state()
+    again = host.run("up")
+    assert again.returncode == 0 and "already" in again.stderr
+    assert host.calls() == [] and host.state() == before
+
+
+def test_down_takes_swap_off_first_and_restores_everything(host: Host) -> None:
+    """Promise 9 and 10: swapoff comes before the detach."""
+    before = host.state()
+    host.run("up")
+    host.calls()
+    result = host.run("down")
+    assert result.returncode == 0, result.stderr
+    assert host.calls() == ["swapoff /dev/nbd0", "nbd-client -d /dev/nbd0", "modprobe -r nbd"]
+    assert host.state() == before
+    again = host.run("down")
+    assert again.returncode == 0 and "no swap" in again.stderr and host.calls() == []
+
+
+FAILURES = {
+    "modprobe": (78, []),
+    "nbd-client": (1, ["modprobe -r nbd"]),
+    "no-size": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
+    "mkswap": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
+    "swapon": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
+    "swapon-lies": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
+    "/proc/sys/vm/min_free_kbytes": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
+    "/proc/sys/vm/page-cluster": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
+    CGROUP: (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
+}
+
+
+@pytest.mark.parametrize("point", FAILURES)
+def test_every_failure_of_up_undoes_exactly_what_was_done(host: Host, point: str) -> None:
+    if point.startswith("/"):
+        host.path(point).unlink()
+        host.path(point).mkdir()
+    elif point in ("no-size", "swapon-lies"):
+        (host.home / point).touch()
+    else:
+        host.fail(point)
+    before = host.state()
+    result = host.run("up")
+    wanted, undone = FAILURES[point]
+    assert result.returncode == wanted, result.stderr
+    assert host.state() == before
+    calls = host.calls()
+    failed_at = next(
+        (i for i, call in enumerate(calls) if call.startswith(point)), len(calls) - len(undone) - 1
+    )
+    assert calls[failed_at + 1 :] == undone
+    assert calls[0] == "modprobe nbd nbds_max=16 max_part=0"
+    assert not host.path("/run/vramblk-swap/records").exists()
+
+
+@pytest.mark.parametrize("file", ["read_ahead_kb", "scheduler"])
+def test_a_queue_setting_that_cannot_be_written_undoes_the_attach(host: Host, file: str) -> None:
+    make = host.home / "make-devices"
+    make.write_text(
+        make.read_text() + f'rm "$t/sys/block/nbd0/queue/{file}"; mkdir "$t/sys/block/nbd0/queue/{file}"\n'
+    )
+    before = host.state()
+    assert host.run("up").returncode == 1
+    assert host.calls()[-2:] == ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]
+    assert host.state() == before
+
+
+def test_a_module_that_was_loaded_already_stays(host: Host) -> None:
+    subprocess.run(
+        [host.home / "make-devices"], env={"VRAMBLK_TEST_ROOT": str(host.root), "PATH": "/usr/bin:/bin"}
+    )
+    host.run("up")
+    host.run("down")
+    assert not [call for call in host.calls() if call.startswith("modprobe")]
+
+
+def test_a_setting_that_somebody_else_changed_meanwhile_is_left_alone(host: Host) -> None:
+    host.run("up")
+    host.write("/proc/sys/vm/page-cluster", "5\n")
+    result = host.run("down")
+    assert result.returncode == 0 and "left as it is" in result.stderr
+    assert host.read("/proc/sys/vm/page-cluster") == "5"
+    assert host.read("/proc/sys/vm/min_free_kbytes") == "45056"
+
+
+def test_if_swapoff_fails_everything_stays(host: Host) -> None:
+    """Promise 10."""
+    host.run("up")
+    host.calls()
+    before = host.state()
+    host.fail("swapoff")
+    result = host.run("down")
+    assert result.returncode == 1 and "everything stays as it is" in result.stderr
+    assert host.calls() == ["swapoff /dev/nbd0"] and host.state() == before
+    host.mend("swapoff")
+    assert host.run("down").returncode == 0
+
+
+def test_down_wait_repeats_until_swapoff_succeeds(host: Host) -> None:
+    host.run("up")
+    host.calls()
+    host.fail("swapoff", times=3)
+    result = host.run("down", "--wait")
+    assert result.returncode == 0, result.stderr
+    assert host.calls().count("swapoff /dev/nbd0") == 4
+    assert result.stderr.count("still swap: /dev/nbd0") == 3
+
+
+def test_down_refuses_when_memory_cannot_take_it_back(host: Host) -> None:
+    host.run("up")
+    host.calls()
+    swaps = host.read("/proc/swaps").replace("1048572 0", "1048572 1000000")
+    host.write("/proc/swaps", swaps + "\n")
+    host.write("/proc/meminfo", "MemTotal: 2000000 kB\nMemAvailable: 900000 kB\n")
+    result = host.run("down")
+    assert result.returncode == 1 and "976 MiB are in /dev/nbd0" in result.stderr
+    assert host.calls() == []
+    host.write("/proc/swaps", f"{swaps}\n/dev/zram0 partition 200000 10000 100\n")
+    assert host.run("down").returncode == 0  # the other swap device has room for the rest
+
+
+def test_a_failing_detach_is_said_and_the_settings_are_restored(host: Host) -> None:
+    host.run("up")
+    host.fail("nbd-client")
+    result = host.run("down")
+    assert result.returncode == 1 and "could not undo: connect /dev/nbd0" in result.stderr
+    assert host.read("/proc/sys/vm/page-cluster") == "3"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mode": "scratch"}, "mode is scratch, not swap"),
+        ({"state": "draining"}, "state is draining, not ready"),
+        ({"state": "starting"}, "state is starting, not ready"),
+    ],
+)
+def test_up_refuses_a_server_that_is_not_ready_for_swap(
+    host: Host, changes: dict[str, str], words: str
+) -> None:
+    host.status(**changes)
+    before = host.state()
+    result = host.run("up")
+    assert result.returncode == 1 and words in result.stderr
+    assert host.calls() == [] and host.state() == before
+    assert host.run("up", "--force").returncode == 0
+
+
+def test_up_refuses_where_no_server_answers(host: Host) -> None:
+    host.fail("curl")
+    result = host.run("up")
+    assert result.returncode == 1 and "does not answer on /run/vramblk/status.sock" in result.stderr
+    assert host.calls() == []
+
+
+def test_up_wait_waits_for_the_server(host: Host) -> None:
+    host.fail("curl", times=2)
+    assert host.run("up", "--wait", VRAMBLK_SWAP_TIMEOUT="30").returncode == 0
+
+
+def test_no_socket_is_refused_even_by_force(host: Host) -> None:
+    result = host.run("up", "--force", VRAMBLK_NBD_SOCKET="/run/vramblk/other.sock")
+    assert result.returncode == 1 and "no Unix socket /run/vramblk/other.sock" in result.stderr
+    assert host.calls() == []
+
+
+def test_needs_root(host: Host) -> None:
+    for command in ("up", "down"):
+        result = host.run(command, STUB_UID="1000")
+        assert result.returncode == 78 and f"sudo vramblk-swap {command}" in result.stderr
+    assert host.calls() == []
+
+
+def test_a_device_whose_server_died_is_never_used_again(host: Host) -> None:
+    """A new server is empty: attached to live swap, the kernel would read zeros."""
+    host.run("up")
+    host.calls()
+    host.path("/sys/block/nbd0/pid").unlink()
+    for arguments in (("up",), ("up", "--force")):
+        result = host.run(*arguments)
+        assert (
+            result.returncode == 1
+            and "/dev/nbd0 is still in /proc/swaps but its server is gone" in result.stderr
+        )
+    shutil.rmtree(host.path("/run/vramblk-swap"))  # also when the records are lost
+    result = host.run("up")
+    assert (
+        result.returncode == 1 and "/dev/nbd0 is still in /proc/swaps but its server is gone" in result.stderr
+    )
+    assert host.calls() == []
+
+
+def test_another_process_with_the_servers_pid_is_not_the_server(host: Host) -> None:
+    host.run("up")
+    host.write("/proc/4242/stat", host.read("/proc/4242/stat").replace(" 22 ", " 99 ") + "\n")
+    assert "its server is gone" in host.run("up").stderr
+    assert json.loads(host.run("status", "--json").stdout)["swap"] == "lost"
+
+
+def test_a_worker_that_died_is_a_lost_device(host: Host) -> None:
+    """The kernel goes on showing the connection's pid."""
+    host.run("up")
+    host.status(counters={"workers_lost": 1})
+    assert "its server is gone" in host.run("up", "--force").stderr
+    assert json.loads(host.run("status", "--json").stdout)["swap"] == "lost"
+
+
+def test_named_device(host: Host) -> None:
+    assert host.run("up", VRAMBLK_NBD_DEVICE="/dev/nbd1").returncode == 0
+    assert "swapon --priority 200 /dev/nbd1" in host.calls()
+    host.run("down")
+    assert host.run("up", VRAMBLK_NBD_DEVICE="/dev/nbd7").returncode == 1
+
+
+def test_a_device_in_use_is_passed_over(host: Host) -> None:
+    subprocess.run(
+        [host.home / "make-devices"], env={"VRAMBLK_TEST_ROOT": str(host.root), "PATH": "/usr/bin:/bin"}
+    )
+    host.write("/sys/block/nbd0/size", "2048\n")
+    host.run("up")
+    assert "swapon --priority 200 /dev/nbd1" in host.calls()
+
+
+def test_an_interrupted_up_is_undone_by_the_next(host: Host) -> None:
+    host.run("up")
+    swaps = host.path("/proc/swaps")
+    swaps.write_text("Filename Type Size Used Priority\n")  # as if killed before swapon
+    host.calls()
+    result = host.run("up")
+    assert result.returncode == 0 and "interrupted" in result.stderr
+    calls = host.calls()
+    assert calls[:2] == ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]
+    assert calls[2:] == [
+        "modprobe nbd nbds_max=16 max_part=0",
+        ATTACH,
+        MKSWAP,
+        "swapon --priority 200 /dev/nbd0",
+    ]
+
+
+def test_dry_run_prints_each_command_and_runs_none(host: Host) -> None:
+    before = host.state()
+    result = host.run("up", "--dry-run")
+    assert result.returncode == 0 and host.calls() == [] and host.state() == before
+    for command in (
+        "modprobe nbd",
+        ATTACH,
+        "mkswap",
+        "page-cluster",
+        "min_free_kbytes",
+        "swap.max",
+        "swapon",
+    ):
+        assert re.search(rf"^\+ .*{re.escape(command)}", result.stderr, re.M), command
+    host.run("up")
+    host.calls()
+    before = host.state()
+    result = host.run("down", "--dry-run")
+    assert result.returncode == 0 and host.calls() == [] and host.state() == before
+    printed = [line for line in result.stderr.splitlines() if line.startswith("+")]
+    assert printed[0] == "+ swapoff /dev/nbd0" and printed[-1] == "+ modprobe -r nbd"
+    assert "+ nbd-client -d /dev/nbd0" in printed and "+ echo 3 > /proc/sys/vm/page-cluster" in printed
+
+
+def test_min_free_is_never_lowered_and_can_be_named_or_kept(host: Host) -> None:
+    host.write("/proc/sys/vm/min_free_kbytes", "400000\n")
+    host.run("up")
+    assert host.read("/proc/sys/vm/min_free_kbytes") == "400000"
+    host.run("down")
+    host.run("up", VRAMBLK_MIN_FREE_KBYTES="500000")
+    assert host.read("/proc/sys/vm/min_free_kbytes") == "500000"
+    host.run("down")
+    host.write("/proc/sys/vm/min_free_kbytes", "1000\n")
+    host.run("up", VRAMBLK_MIN_FREE_KBYTES="keep")
+    assert host.read("/proc/sys/vm/min_free_kbytes") == "1000"
+
+
+@pytest.mark.parametrize(
+    ("ram_mib", "locked_mib", "wanted"),
+    [(160, 60, 16384), (64, 0, 8192), (16384, 0, 167772), (16384, 319, 177980), (131072, 400, 262144)],
+)
+def test_min_free_formula(host: Host, ram_mib: int, locked_mib: int, wanted: int) -> None:
+    host.write("/proc/meminfo", f"MemTotal: {ram_mib * 1024} kB\nMemAvailable: 100 kB\n")
+    host.write("/proc/sys/vm/min_free_kbytes", "1000\n")
+    host.status(locked_bytes=locked_mib << 20)
+    host.run("up")
+    assert host.read("/proc/sys/vm/min_free_kbytes") == str(wanted)
+
+
+def test_docker_dangers_are_named_and_strict_refuses(host: Host) -> None:
+    result = host.run("up", "--strict")
+    assert result.returncode == 1 and host.calls() == []
+    for words in ("live-restore", "stop_grace_period", "unless-stopped"):
+        assert words in result.stderr
+    good = {"STUB_UNIT": "enabled", "STUB_GRACE": "86400", "STUB_RESTART": "no"}
+    result = host.run("up", "--strict", **good)
+    assert result.returncode == 0 and "warning" not in result.stderr
+
+
+def test_live_restore_alone_leaves_the_shutdown(host: Host) -> None:
+    result = host.run("up", STUB_LIVE_RESTORE="true", STUB_GRACE="86400", STUB_RESTART="no")
+    assert "not enabled, so a shutdown ends the server" in result.stderr
+
+
+def test_a_server_outside_docker_needs_no_docker(host: Host) -> None:
+    host.write("/proc/4242/cgroup", "0::/system.slice/vramblk.service\n")
+    host.write("/sys/fs/cgroup/system.slice/vramblk.service/memory.swap.max", "max\n")
+    assert host.run("up", "--strict").returncode == 0
+    assert host.read("/sys/fs/cgroup/system.slice/vramblk.service/memory.swap.max") == "0"
+
+
+def test_under_systemd_nbd_client_gets_a_scope_of_its_own(host: Host) -> None:
+    host.path("/run/systemd/system").mkdir(parents=True)
+    host.run("up")
+    scope, attach = host.calls()[1:3]
+    assert scope.startswith("systemd-run --quiet --collect --scope --unit=vramblk-swap-nbd0-")
+    assert "--property=DefaultDependencies=no" in scope and attach == ATTACH
+
+
+def test_status(host: Host) -> None:
+    off = host.run("status")
+    assert off.returncode == 3 and "swap      off" in off.stdout
+    host.run("up")
+    on = host.run("status")
+    assert on.returncode == 0 and "/dev/nbd0" in on.stdout and "1023 MiB" in on.stdout
+    answer = json.loads(host.run("status", "--json").stdout)
+    assert answer["swap"] == "on" and answer["device"] == "/dev/nbd0" and answer["priority"] == 200
+    assert answer["size_bytes"] == 1048572 * 1024 and answer["used_bytes"] == 0
+    assert answer["server"] == {"state": "ready", "mode": "swap", "pid": 4242, "locked_bytes": 120 << 20}
+    assert {"path": "/proc/sys/vm/page-cluster", "value": "0", "was": "3"} in answer["changed"]
+    host.path("/sys/block/nbd0/pid").unlink()
+    lost = host.run("status")
+    assert lost.returncode == 1 and "lost" in lost.stdout
+
+
+def test_sleep_takes_swap_off_and_wake_puts_it_back(host: Host) -> None:
+    """Promise 20, the script's part."""
+    assert host.run("sleep").returncode == 0 and host.run("wake").returncode == 0
+    assert host.calls() == []
+    host.run("up")
+    host.calls()
+    host.fail("swapoff")
+    assert host.run("sleep").returncode == 1, "a sleep under live swap must fail"
+    host.mend("swapoff")
+    assert host.run("sleep").returncode == 0
+    assert host.calls()[-2:] == ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]
+    assert host.run("wake").returncode == 0
+    assert host.calls()[-1] == "swapon --priority 200 /dev/nbd0"
+    assert host.run("wake").returncode == 0 and host.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VRAMBLK_SWAP_PRIORITY", "high"), ("VRAMBLK_SWAP_PRIORITY", "40000"), ("VRAMBLK_SWAP_TIMEOUT", "0"),
+        ("VRAMBLK_MIN_FREE_KBYTES", "-1"), ("VRAMBLK_NBD_DEVICE", "/dev/sda"), ("VRAMBLK_NBD_DEVICE", "/dev/nbd0p1"),
+        ("VRAMBLK_NBD_SOCKET", "run/x"), ("VRAMBLK_SWAP_LABEL", "much-too-long-a-label"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_named(host: Host, name: str, value: str) -> None:
+    result = host.run("up", **{name: value})
+    assert result.returncode == 2 and f"{name}={value}: allowed" in result.stderr and host.calls() == []
+
+
+@pytest.mark.parametrize("arguments", [(), ("sideways",), ("up", "--quick"), ("up", "--json")])
+def test_bad_usage(host: Host, arguments: tuple[str, ...]) -> None:
+    assert host.run(*arguments).returncode == 2 and host.calls() == []
+
+
+def test_settings_file_is_read_but_never_executed(host: Host) -> None:
+    host.write(
+        "/etc/default/vramblk",
+        f'# comment\nVRAMBLK_SWAP_PRIORITY="7"\nVRAMBLK_SWAP_LABEL=$(touch {host.root}/x)\n'
+        f"touch {host.root}/y\nVRAMBLK_EXPORT_NAME='fast one'",
+    )
+    result = host.run("up", VRAMBLK_SWAP_LABEL="mine")
+    assert result.returncode == 0, result.stderr
+    calls = host.calls()
+    assert (
+        "swapon --priority 7 /dev/nbd0" in calls
+        and "-name fast one " in calls[1]
+        and "--label mine" in calls[2]
+    )
+    assert not host.path("/x").exists() and not host.path("/y").exists()
+
+
+def test_an_unknown_variable_is_a_warning_with_the_nearest_name(host: Host) -> None:
+    result = host.run("status", VRAMBLK_SWAP_PRIORTY="3", VRAMBLK_SIZE="1G", VRAMBLK_METRICS_TOKEN_FILE="/x")
+    warnings = [line for line in result.stderr.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert "VRAMBLK_SWAP_PRIORTY" in warnings[0] and warnings[0].endswith("VRAMBLK_SWAP_PRIORITY")
+
+
+def test_the_script_knows_the_servers_names() -> None:
+    lists = re.findall(r"^(?:own|server|other)_names='([^']*)'", SCRIPT.read_text(), re.M)
+    known = {f"VRAMBLK_{name}" for text in lists for name in text.split()}
+    wanted = {f"VRAMBLK_{option.name.upper()}" for option in options.OPTIONS}
+    wanted |= {variable.name for variable in options.FOREIGN_VARIABLES if variable.user != "tests"}
+    assert known == wanted
+
+
+def test_other_shells_read_it_too() -> None:
+    for shell in ("sh -n", "bash -n", "busybox sh -n"):
+        if shutil.which(shell.split()[0]) is not None:
+            subprocess.run([*shell.split(), str(SCRIPT)], check=True)
+
+
+def test_shellcheck() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    subprocess.run(["shellcheck", str(SCRIPT)], check=True)

@@ -1,0 +1,189 @@
+# shellcheck shell=sh disable=SC2154,SC2034,SC2086,SC2046,SC3045
+# What the cases share. A case is a list of commands; the first promise that does not hold ends it.
+# Lines for the rig begin with "@@ ": PASS text, FAIL text, NOTE text, DONE.
+
+status_socket=/run/vramblk/status.sock
+server_log=${VM_LOG:-/run/server.log}
+faults=/run/faults
+
+pass() { echo "@@ PASS $*"; }
+note() { echo "@@ NOTE $*"; }
+
+fail() {
+    echo "@@ FAIL $*"
+    tail -n 30 "$server_log"
+    cat /proc/swaps
+    exit 1
+}
+
+finish() { echo '@@ DONE'; }
+
+# expect STATUS TEXT COMMAND...: runs it, its exit status must be STATUS.
+expect() {
+    wanted=$1 text=$2
+    shift 2
+    "$@"
+    got=$?
+    [ "$got" = "$wanted" ] || fail "$text: exit status $got, expected $wanted"
+    pass "$text"
+}
+
+until_true() { # seconds command...
+    tries=$1
+    shift
+    until "$@"; do
+        [ "$tries" -gt 0 ] || return 1
+        tries=$((tries - 1))
+        sleep 1
+    done
+}
+
+# ---------------------------------------------------------------- the server
+
+ask() { curl --silent --fail --max-time 20 --unix-socket "$status_socket" "http://localhost$1"; }
+
+is_ready() { ask /readyz >/dev/null; }
+
+swap_options="--mode swap --device map:/dev/mmapper --listen-addr unix:/run/vramblk/nbd.sock --workers 1"
+
+start_server() { # [options]
+    # shellcheck disable=SC2086  # a list of words
+    start_program "$VM_ROOT/.venv/bin/vramblk" $swap_options --size "${VM_SWAP_MIB}M" "$@"
+}
+
+# With faults on demand, or without safeguards: see altered_server.py.
+start_altered_server() { # safeguards to leave out, or nothing
+    # shellcheck disable=SC2086
+    start_program "$VM_ROOT/.venv/bin/python" "$VM_ROOT/tests/vm/guest/altered_server.py" "$faults" "$1" $swap_options \
+        --size "${VM_SWAP_MIB}M"
+}
+
+inject() { # writes|reads batches, below 256
+    case $1 in writes) at=0 ;; *) at=1 ;; esac
+    # shellcheck disable=SC2059
+    printf "\\$(printf %o "$2")" | dd of="$faults" bs=1 seek="$at" conv=notrunc status=none
+}
+
+start_program() {
+    in-group server "$@" >>"$server_log" 2>&1 &
+    server=$!
+    until_true 240 server_decided || fail 'the server is not ready after 240 s'
+    is_ready || fail 'the server ended instead of becoming ready'
+}
+
+server_decided() { is_ready || ! kill -0 "$server" 2>/dev/null; }
+
+server_pids() { cat /sys/fs/cgroup/server/cgroup.procs; }
+
+pid_of() { # process name as the kernel cuts it
+    for each in $(server_pids); do
+        read -r name <"/proc/$each/comm" && [ "$name" = "$1" ] && echo "$each" && return
+    done
+}
+
+# ---------------------------------------------------------------- pressure
+
+start_filler() { # MiB passes [until]
+    in-group victim filler "$@" &
+    filler=$!
+}
+
+wait_filler() {
+    wait "$filler"
+    filler_status=$?
+}
+
+verified() { # text
+    wait_filler
+    [ "$filler_status" = 0 ] || fail "$1: the filler ended with status $filler_status"
+    pass "$1"
+}
+
+swapped_out_mib() { awk '$1 == "pswpout" { print int($2 / 256) }' /proc/vmstat; }
+
+swap_used_mib() { awk 'NR > 1 { used += $4 } END { print int(used / 1024) }' /proc/swaps; }
+
+swap_holds() { [ "$(swap_used_mib)" -ge "$1" ]; }
+
+# Waits until the pressure is real: so much is in swap.
+pressed() { until_true 300 swap_holds "${1:-$((VM_MIB / 2))}" || fail 'the filler does not reach swap'; }
+
+twice_ram=$((VM_MIB * 2))
+
+# ---------------------------------------------------------------- what the server may not do under pressure
+
+# attach [NAME=VALUE...]: swap on through the host script, with a record of how much of it is said.
+attach() {
+    env "$@" vramblk-swap up || fail "vramblk-swap up: exit status $?"
+    swapon_seen || fail 'vramblk-swap up says that swap is on, the kernel does not'
+    pass 'vramblk-swap up attaches the server'
+    echo "@@ NOTE min_free_kbytes $(cat /proc/sys/vm/min_free_kbytes), locked $(locked_kib) KiB"
+}
+
+swapon_seen() { grep -q '^/dev/nbd' /proc/swaps; }
+
+data_path() { # pids of supervisor, workers and engine
+    for each in $(server_pids); do
+        read -r name <"/proc/$each/comm" || continue
+        case $name in vramblk-observe*) ;; vramblk-*) echo "$each" ;; esac
+    done
+}
+
+locked_kib() {
+    for each in $(data_path); do cat "/proc/$each/smaps_rollup"; done | awk '$1 == "Locked:" { sum += $2 } END { print sum + 0 }'
+}
+
+# Major faults, maps and threads of the data path, into /run/NAME.*
+photograph() { # name
+    for each in $(data_path); do
+        read -r name <"/proc/$each/comm"
+        # Field 12 of stat, counted behind the name, which may hold anything.
+        echo "$name $each $(sed 's/.*) //' "/proc/$each/stat" | cut -d ' ' -f 10)"
+    done >"/run/$1.faults"
+    for each in $(data_path); do ls "/proc/$each/task"; done >"/run/$1.threads"
+    for each in $(data_path); do awk '{ print $1, $2, $6 }' "/proc/$each/maps"; done >"/run/$1.maps"
+}
+
+remember_server() { photograph before; }
+
+compare_server() {
+    photograph after
+    cat /run/after.faults
+    cmp -s /run/before.faults /run/after.faults || {
+        diff /run/before.faults /run/after.faults
+        fail 'the data path took major faults (promise 1)'
+    }
+    pass 'no major fault in the data path (promise 1)'
+    cmp -s /run/before.threads /run/after.threads || fail 'the data path started or ended a thread (promise 2)'
+    cmp -s /run/before.maps /run/after.maps || {
+        diff /run/before.maps /run/after.maps
+        fail 'the data path changed its memory maps (promise 2)'
+    }
+    pass 'the same threads and the same memory maps in the data path (promise 2)'
+    threads_are_safe
+}
+
+# Promise 3, read from the kernel for every thread: flags 0x180000 (field 9) and policy 1 (field 41).
+threads_are_safe() {
+    for each in $(data_path); do
+        for thread in "/proc/$each/task"/*; do
+            # shellcheck disable=SC2046  # fields
+            set -- $(sed 's/.*) //' "$thread/stat")
+            [ $(($7 & 0x180000)) = $((0x180000)) ] || fail "no IO_FLUSHER on $thread (promise 3)"
+            [ "${39}" = 1 ] || fail "no SCHED_FIFO on $thread (promise 3)"
+            [ "$(cat "$thread/../../oom_score_adj")" = -1000 ] || fail "oom_score_adj of $thread (promise 3)"
+        done
+    done
+    pass 'IO_FLUSHER and SCHED_FIFO on every thread of the data path (promise 3)'
+}
+
+stop_server() {
+    kill -TERM "$server"
+    until_true 60 server_is_gone || fail 'the server does not end after SIGTERM without clients'
+    wait "$server"
+    server_status=$?
+    [ "$server_status" = 0 ] || fail "the server ended with status $server_status"
+    pass 'the server ends, exit 0, once nobody is attached'
+}
+
+server_is_gone() { ! kill -0 "$server" 2>/dev/null; }

@@ -1,0 +1,202 @@
+"""A real kernel under memory pressure, without KVM: User-Mode Linux as an ordinary program of this machine.
+
+The guest's root is this machine's own, read-only, through hostfs; ``guest/init`` runs one case of ``guest/cases``.
+Its "VRAM" is /dev/mmapper, a file of this machine that is no part of the guest's RAM. A guest that is silent for
+too long hangs, which is what a swap deadlock looks like: the watchdog ends it, and only processes that carry its name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent.parent
+PACKAGES = HERE / "packages.txt"
+
+#: The kernel, 110 MiB of locked server and 16 of reserve leave 70 to swap; 192 ended in the OOM killer once in two runs.
+RAM_MIB = 224
+SWAP_MIB = 480
+SILENCE_S = 150  # longer than the longest pause in a case, which is a server stopped for 45 s
+
+_STUCK = b"Possible stuck request"  # the nbd driver says so every 30 s for as long as it waits
+_MARK = re.compile(r"@@ (PASS|FAIL|NOTE|DONE|EXIT) ?(.*)")
+_NEEDED = ("linux.uml", "nbd-client", "mkswap", "modprobe", "curl", "gcc")
+
+
+@dataclass
+class Result:
+    """What a guest did.
+
+    Attributes:
+        ended: "done", "stopped" (the case ended early), "panic", "silent" or "late".
+    """
+
+    ended: str
+    seconds: float
+    output: str
+    passed: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        return self.ended == "done" and not self.failed and bool(self.passed)
+
+    def tail(self, lines: int = 60) -> str:
+        return "\n".join(self.output.splitlines()[-lines:])
+
+
+def missing() -> str | None:
+    """Why no guest can run here, or None."""
+    absent = [
+        name for name in _NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
+    ]
+    if absent:
+        return f"{', '.join(absent)} missing; type: sudo apt-get install {' '.join(PACKAGES.read_text().split())}"
+    if modules() is None:
+        return "no kernel modules of user-mode-linux"
+    return None
+
+
+def modules() -> Path | None:
+    """Directory of the guest kernel's modules."""
+    found = sorted(Path("/usr/lib/uml/modules").glob("*/modules.dep"))
+    return found[-1].parent if found else None
+
+
+def build(directory: Path) -> None:
+    """Compile the guest's programs into a directory that it will see."""
+    for source in sorted((HERE / "guest").glob("*.c")):
+        target = directory / source.stem
+        subprocess.run(["gcc", "-O2", "-static", "-Wall", "-Wextra", "-o", target, source], check=True)
+
+
+def run(
+    case: str,
+    build_directory: Path,
+    *,
+    ram_mib: int = RAM_MIB,
+    swap_mib: int = SWAP_MIB,
+    limit_s: float = 900,
+    silence_s: float = SILENCE_S,
+    environment: dict[str, str] | None = None,
+    log: Path | None = None,
+) -> Result:
+    """Boot a guest, run one case and give what it said; never longer than ``limit_s``."""
+    name = f"vramblk-{uuid.uuid4().hex[:12]}"
+    scratch = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/dev/shm"))
+    memory = scratch / "memory"
+    with memory.open("wb") as file:
+        file.truncate(swap_mib << 20)
+    settings = {
+        "VM_CASE": case,
+        "VM_ROOT": str(PROJECT),
+        "VM_BUILD": str(build_directory),
+        "VM_MIB": str(ram_mib),
+        "VM_SWAP_MIB": str(swap_mib),
+        "VM_MODULES": str(modules()),
+        **(environment or {}),
+    }
+    command = [
+        "linux.uml", f"mem={ram_mib}M", f"umid={name}", f"uml_dir={scratch}/",
+        "rootfstype=hostfs", "rootflags=/", "ro", f"init={HERE / 'guest' / 'init'}",
+        f"iomem=mmapper,{memory}", "con=null", "con0=null,fd:1", "ssl=null",
+        *(f"{key}={value}" for key, value in settings.items()),
+    ]  # fmt: skip
+    # Its memory is a file here: where /tmp is a disk, a guest that thrashes would wait for that disk.
+    host_environment = {**os.environ, "TMPDIR": str(scratch)}
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True, env=host_environment,
+    )  # fmt: skip
+    try:
+        ended, output = _watch(process, started + limit_s, silence_s, log)
+    finally:
+        _end(process, name)
+        shutil.rmtree(scratch, ignore_errors=True)
+    result = _read(ended, output, time.monotonic() - started)
+    return result
+
+
+def _watch(
+    process: subprocess.Popen[bytes], deadline: float, silence_s: float, log: Path | None
+) -> tuple[str, str]:
+    assert process.stdout is not None
+    pieces: list[bytes] = []
+    last = time.monotonic()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            now = time.monotonic()
+            if now > deadline:
+                return "late", _text(pieces)
+            if now - last > silence_s:
+                return "silent", _text(pieces)
+            if not selector.select(1.0):
+                continue
+            piece = os.read(process.stdout.fileno(), 65536)
+            if not piece:
+                return "ended", _text(pieces)
+            pieces.append(piece)
+            if any(line.strip() and _STUCK not in line for line in piece.splitlines()):
+                last = now
+            if log is not None:
+                with log.open("ab") as file:
+                    file.write(piece)
+
+
+def _text(pieces: list[bytes]) -> str:
+    return b"".join(pieces).decode(errors="replace").replace("\r", "")
+
+
+def _end(process: subprocess.Popen[bytes], name: str) -> None:
+    """Kill the guest: its process group, and whatever else carries its unique name."""
+    for pid in [-process.pid, *_carrying(name)]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def _carrying(name: str) -> list[int]:
+    mark = f"umid={name}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (entry / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def _read(ended: str, output: str, seconds: float) -> Result:
+    result = Result(ended, seconds, output)
+    done = False
+    for kind, text in _MARK.findall(output):
+        match kind:
+            case "PASS":
+                result.passed.append(text)
+            case "FAIL":
+                result.failed.append(text)
+            case "NOTE":
+                result.notes.append(text)
+            case "DONE":
+                done = True
+    if ended == "ended":
+        result.ended = "panic" if "Kernel panic" in output else "done" if done else "stopped"
+    return result

@@ -1,0 +1,68 @@
+"""Swap under real memory pressure: a kernel, its nbd driver, host/vramblk-swap and the server. Needs the Debian
+packages of packages.txt, root or not, no KVM, 2 GiB of /dev/shm.
+
+VRAMBLK_TEST_VM_REPEATS is how often twice the RAM is filled and verified: 2, and 20 for `make test-vm`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from . import rig
+
+REPEATS = int(os.environ.get("VRAMBLK_TEST_VM_REPEATS", "2"))
+CASES = {
+    "refusals.sh": "what is missing is refused by name; up against servers that cannot be used",
+    "sigterm.sh": "SIGTERM in the middle never frees memory",
+    "supervisor.sh": "the supervisor's death leaves live swap alone",
+    "stall.sh": "an engine that stands still for 45 s is only slow",
+    "write_errors.sh": "failed writes lose nothing",
+    "read_errors.sh": "failed reads are SIGBUS, never wrong data",
+    "worker.sh": "a dead worker: no wrong page, and none from a later server",
+    "down_refused.sh": "down refuses when memory cannot take it back",
+}
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if reason := rig.missing():
+        pytest.skip(reason)
+    directory = tmp_path_factory.mktemp("vm")
+    rig.build(directory)
+    return directory
+
+
+def check(result: rig.Result) -> None:
+    print(result.output)
+    assert result.good, (
+        f"{result.ended} after {result.seconds:.0f} s, passed {result.passed}, failed {result.failed}\n{result.tail()}"
+    )
+
+
+def test_the_rig_itself(build: Path) -> None:
+    """The filler, /dev/mmapper and nbd, with the smallest server that can carry swap."""
+    check(rig.run("rig.sh", build, limit_s=600))
+
+
+@pytest.mark.parametrize("repeat", range(REPEATS))
+def test_twice_the_ram_without_a_mismatch(build: Path, repeat: int) -> None:
+    """Promises 1, 2, 3 and 6."""
+    check(rig.run("fill.sh", build))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case(build: Path, case: str) -> None:
+    """See the head of each case for the promises that it checks."""
+    check(rig.run(case, build))
+
+
+def test_negative_control(build: Path) -> None:
+    """Without its safeguards the same server has to hang or fail, or the runs above would prove nothing."""
+    names = "mlock,io_flusher,oom,fifo,min_free"
+    result = rig.run("control.sh", build, environment={"VM_WITHOUT": names}, limit_s=600, silence_s=60)
+    print(result.output)
+    assert "vramblk-swap up attaches the server" in result.passed, result.tail()
+    assert not result.good, "it passed without any safeguard"
