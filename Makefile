@@ -1,0 +1,75 @@
+# Every target sets up what it needs. Variables: PYTHON (3.11 or later), VENV, ARGS (options of `make run`).
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+LOCK := $(wildcard requirements-dev.txt)
+
+.PHONY: help install run up down logs status install-host uninstall-host test test-unit test-wire test-page test-container test-vm test-gpu lint bench
+
+help:
+	@echo "make install    $(VENV) with $(BIN)/vramblk in it, CPU OpenCL included"
+	@echo "make run        serve VRAM, or RAM where there is no GPU, on 127.0.0.1:10809 (ARGS='--size 1G')"
+	@echo "make up         the container: build, start, wait until healthy; also make down, make logs, make status"
+	@echo "make install-host, make uninstall-host   vramblk-swap and its systemd units (as root; DESTDIR)"
+	@echo "make test       every test that this machine can run; test-unit, -wire, -page, -container, -vm, -gpu: one group"
+	@echo "make lint       ruff, mypy --strict, import contracts, shellcheck"
+	@echo "make bench      the fio table"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml $(LOCK)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; set PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		  { apt-get install -y -qq python3-venv || { apt-get update -qq && apt-get install -y -qq python3-venv; }; }; } || \
+		{ echo "Python's venv module is missing: sudo apt-get install python3-venv"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifneq ($(LOCK),)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+else
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+endif
+	@touch $@
+
+# --allow-cpu only where there is no GPU: a "GPU disk" must not silently be system RAM.
+run: install
+	@if $(BIN)/vramblk devices --json | $(BIN)/python -c 'import json, sys; \
+		sys.exit(not any(d["type"].upper() == "GPU" and d["usable"] for d in json.load(sys.stdin)["devices"]))'; \
+	then exec $(BIN)/vramblk $(ARGS); \
+	else echo "no usable GPU: serving system RAM through CPU OpenCL"; \
+		VRAMBLK_SIZE=$${VRAMBLK_SIZE:-512M} exec $(BIN)/vramblk --allow-cpu $(ARGS); fi
+
+up down logs status:
+	@deploy/up.sh $@
+
+install-host:
+	@host/install.sh install
+
+uninstall-host:
+	@host/install.sh uninstall
+
+test: install
+	tests/setup.sh
+	$(BIN)/python tests/run.py
+
+test-unit test-wire test-page test-container test-vm test-gpu: test-%: install
+	tests/setup.sh
+	$(BIN)/python tests/run.py $*
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m vramblk.docsgen --check
+	$(BIN)/python -m vramblk.shellgen --check
+	$(BIN)/python deploy/monitoring/build.py --check
+	@if command -v shellcheck >/dev/null; then shellcheck $$(git ls-files -co --exclude-standard '*.sh') .ci/run; \
+	else echo "shellcheck is not installed: shell scripts were not checked"; fi
+
+bench: install
+	tests/setup.sh
+	$(BIN)/python bench/run.py $(ARGS)
