@@ -30,6 +30,7 @@ SILENCE_S = 150  # longer than the longest pause in a case, which is a server st
 
 _STUCK = b"Possible stuck request"  # the nbd driver says so every 30 s for as long as it waits
 _MARK = re.compile(r"@@ (PASS|FAIL|NOTE|DONE|EXIT) ?(.*)")
+_PRELOAD = "xstate.so"
 _NEEDED = ("linux.uml", "nbd-client", "mkswap", "modprobe", "curl", "gcc")
 
 
@@ -75,7 +76,9 @@ def modules() -> Path | None:
 
 
 def build(directory: Path) -> None:
-    """Compile the guest's programs into a directory that it will see."""
+    """Compile the guest's programs into a directory that it will see, and what the kernel is preloaded with."""
+    preload = ["gcc", "-O2", "-shared", "-fPIC", "-Wall", "-Wextra", "-o", directory / _PRELOAD, HERE / "xstate.c"]
+    subprocess.run(preload, check=True)
     for source in sorted((HERE / "guest").glob("*.c")):
         target = directory / source.stem
         subprocess.run(["gcc", "-O2", "-static", "-Wall", "-Wextra", "-o", target, source], check=True)
@@ -114,7 +117,7 @@ def run(
         *(f"{key}={value}" for key, value in settings.items()),
     ]  # fmt: skip
     # Its memory is a file here: where /tmp is a disk, a guest that thrashes would wait for that disk.
-    host_environment = {**os.environ, "TMPDIR": str(scratch)}
+    host_environment = {**os.environ, "TMPDIR": str(scratch), "LD_PRELOAD": str(build_directory / _PRELOAD)}
     started = time.monotonic()
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
