@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from . import kernel, logs
+from . import childsignals, kernel, logs
 from .errors import StartupError
 
 #: Exit status of a child that ends by an exception which nobody foresaw (EX_SOFTWARE).
 UNCAUGHT = 70
 
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 _READ_BYTES = 65536
 _LONGEST_LINE = 2000
 
@@ -141,8 +140,7 @@ def _run_child(
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in _IGNORED:
-            signal.signal(number, signal.SIG_IGN)
+        childsignals.ignore()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         set_process_name(f"vramblk-{role}")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import logs, swapsafety
+from . import childsignals, logs, swapsafety
 from .errors import StartupError
 from .memory.base import Batch, Copy, DeviceError, Memory, Run, Zero
 from .nbd.constants import Error
@@ -389,6 +389,7 @@ def run(shared: Shared, mail: socket.socket, open_memories: OpenMemories) -> int
             written.resize(memory.size_bytes)
         shared.control.publish_geometry(describe(shared, memories))
         engine = Engine(shared, memories)
+        childsignals.ignore()
         swapsafety.lock_memory(settings)
     except StartupError as error:
         mailbox.answer(event="failed", exit_code=error.exit_code, message=str(error))

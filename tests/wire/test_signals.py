@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import random
+import re
 import select
 import signal
 import socket
@@ -236,7 +237,10 @@ def test_children_ignore_signals(start: Start, role: str) -> None:
     before = server.remember()
     with server.client() as client:
         for pid in server.named(role):
+            # A library's handler would survive most of what this test sends.
+            ignored = int(re.search(r"SigIgn:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1], 16)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+                assert ignored >> (number - 1) & 1, f"{number.name} is not ignored"
                 os.kill(pid, number)
         time.sleep(0.5)
         client.write(4096, b"still here")
@@ -396,3 +400,11 @@ def test_killed_observer_is_not_noticed(start: Start) -> None:
             client.write(index * 4096, b"o" * 4096)
             assert client.read(index * 4096, 4096) == b"o" * 4096
     assert server.stop() == 0
+
+
+def test_a_worker_holds_no_socket_but_its_own(start: Start) -> None:
+    """With a copy of the supervisor's end of its socket it would outlive the supervisor under live swap."""
+    server = start("--workers", "2")
+    for pid in server.named("worker"):
+        open_files = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+        assert len([name for name in open_files if name.startswith("socket:")]) == 1, open_files
