@@ -254,15 +254,19 @@ class Crew:
 
     def _start(self, slot: Slot) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        # Known before the fork, so that the worker closes it: with a copy of the other end it would
+        # never learn that the supervisor is gone.
+        slot.handoff = ours
         try:
-            child = self._launch(slot.window.index, theirs)
+            slot.child = self._launch(slot.window.index, theirs)
         except BaseException:
+            slot.handoff = None
             ours.close()
             raise
         finally:
             theirs.close()
-        ours.setblocking(False)
-        slot.child, slot.handoff, slot.handed = child, ours, 0
+        slot.handed = 0
         slot.started_s = time.monotonic()
 
     def _delay_is_over(self, slot: Slot) -> None:
