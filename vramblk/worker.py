@@ -36,6 +36,9 @@ _MOST_EVENTS = 64
 _SOCKET_BUFFER_BYTES = 8 << 20
 #: With more connections than this, epoll says who has something; with fewer each is simply tried.
 _FEW = 4
+#: A worker that never sleeps asks epoll this often all the same: new connections, negotiations and clients
+#: that read again wait for nothing else.
+_TURNS_WITHOUT_EPOLL = 32
 
 
 class Worker:
@@ -93,8 +96,13 @@ class Worker:
         """Run until the supervisor says that no connection will come (and none is left)."""
         clock = time.monotonic_ns
         last = clock()
+        turns = 0
         self._window.store(Word.READY, 1)
         while True:
+            turns += 1
+            if turns >= _TURNS_WITHOUT_EPOLL:
+                turns = 0
+                self._events(0)
             self.submitter.draining = self._control.state >= State.DRAINING and not self._swap
             if self._turn():
                 last = clock() if self._spin_ns else 0
@@ -103,6 +111,7 @@ class Worker:
                 return
             if self._spin_ns and self._connections and clock() - last < self._spin_ns:
                 continue
+            turns = 0
             self._sleep()
             if self._spin_ns:
                 last = clock()
