@@ -276,6 +276,16 @@ FOREIGN_VARIABLES: tuple[ForeignVariable, ...] = (
         "VRAMBLK_METRICS_PORT", "compose", "Port of the host for metrics, on 127.0.0.1.", "10810"
     ),
     ForeignVariable(
+        "VRAMBLK_PROMETHEUS_IMAGE", "compose", "Image of the profile `monitoring`.", "prom/prometheus:v3.5.0"
+    ),
+    ForeignVariable(
+        "VRAMBLK_PROMETHEUS_PORT", "compose", "Port of the host for Prometheus, on 127.0.0.1.", "9090"
+    ),
+    ForeignVariable(
+        "VRAMBLK_GRAFANA_IMAGE", "compose", "Image of the profile `monitoring`.", "grafana/grafana:12.1.0"
+    ),
+    ForeignVariable("VRAMBLK_GRAFANA_PORT", "compose", "Port of the host for Grafana, on 127.0.0.1.", "3000"),
+    ForeignVariable(
         "VRAMBLK_SOCKET_GID", "compose, server", "Group, as a number, for the Unix sockets.", "0"
     ),
     ForeignVariable("VRAMBLK_STOP_GRACE_PERIOD", "compose", "How long Docker waits for a stop.", "2m"),

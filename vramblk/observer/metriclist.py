@@ -121,7 +121,7 @@ METRICS: tuple[MetricInfo, ...] = (
     ),
     MetricInfo("vramblk_locked_bytes", GAUGE, "Locked memory of all processes."),
     MetricInfo("vramblk_process_resident_bytes", GAUGE, "Resident memory.", ("process",)),
-    MetricInfo("vramblk_process_locked_bytes", GAUGE, "Locked address space (VmLck).", ("process",)),
+    MetricInfo("vramblk_process_locked_bytes", GAUGE, "Locked and resident memory, at most.", ("process",)),
     MetricInfo("vramblk_process_major_faults", GAUGE, "Major page faults since ready.", ("process",)),
     MetricInfo("vramblk_process_threads", GAUGE, "Threads.", ("process",)),
     MetricInfo("vramblk_dropped_log_lines_total", COUNTER, "Log lines dropped because stdout was not read."),

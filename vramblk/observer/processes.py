@@ -26,7 +26,8 @@ class Process:
 
     Attributes:
         role: "supervisor", "engine", "observer" or "worker-0".
-        locked_bytes: VmLck; with on-fault locking that is address space, locked as it is touched.
+        locked_bytes: VmLck or what is resident, whichever is less: with on-fault locking VmLck counts
+            addresses, which are locked as they are touched. Shared memory counts in each process.
         major_faults: since it began.
         oom_score_adj: None where it cannot be read.
         io_flusher: PR_SET_IO_FLUSHER is in force in every thread.
@@ -96,11 +97,12 @@ def _read(role: str, pid: int) -> Process | None:
         oom: int | None = int((base / "oom_score_adj").read_text())
     except (OSError, ValueError):
         oom = None
+    resident_bytes = int(fields[_RSS]) * _PAGE
     return Process(
         role=role,
         pid=pid,
-        resident_bytes=int(fields[_RSS]) * _PAGE,
-        locked_bytes=_kilobytes(status.get("VmLck", "0")),
+        resident_bytes=resident_bytes,
+        locked_bytes=min(_kilobytes(status.get("VmLck", "0")), resident_bytes),
         major_faults=int(fields[_MAJOR_FAULTS]),
         threads=len(tasks),
         oom_score_adj=oom,
