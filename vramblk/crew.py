@@ -6,13 +6,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import logs
 from .children import Child
-from .errors import ConfigError, PreconditionError, RuntimeFailure, StartupError
+from .errors import ConfigError, RuntimeFailure, StartupError
 from .eventloop import EventLoop
+from .failures import startup_error
 from .serving.lanes import smallest_slab
 from .settings import Settings
 from .shared.context import Shared
@@ -26,9 +27,6 @@ SWAP_SLAB_BYTES = 4 << 20
 SWAP_WORKERS = 2
 
 _READY_POLL_S = 0.02
-_FAILURES: Mapping[int, type[StartupError]] = {
-    error.exit_code: error for error in (RuntimeFailure, ConfigError, PreconditionError)
-}
 
 
 def choose_workers(settings: Settings) -> int:
@@ -56,13 +54,6 @@ def slab_bytes(settings: Settings, workers: int) -> int:
     if settings.mode == "swap":
         return SWAP_SLAB_BYTES
     return max(SLAB_BYTES, smallest_slab(lanes_per_worker(settings.max_connections, workers, swap=False)))
-
-
-def startup_error(message: Mapping[str, object]) -> StartupError:
-    """The error that a child has reported as ``{"event": "failed", "exit_code": 78, "message": ...}``."""
-    code = message.get("exit_code")
-    kind = _FAILURES.get(code, RuntimeFailure) if isinstance(code, int) else RuntimeFailure
-    return kind(str(message.get("message")))
 
 
 class Backoff:
@@ -186,23 +177,23 @@ class Crew:
             return True
         return False
 
-    def died(self, child: Child) -> bool:
-        """Take note that a child has ended; False if it was no worker.
+    def died(self, child: Child) -> None:
+        """Take note that a worker has ended, and start another if that is how it is done.
 
         Raises:
             StartupError: it was still starting for the first time.
         """
         slot = next((slot for slot in self.slots if slot.child is child), None)
         if slot is None or slot.handoff is None:
-            return False
+            return
         lost = [connection.peer for connection in slot.window.connections()]
         failure = _last_word(slot.handoff)
         slot.handoff.close()
         slot.handoff = slot.child = None
         if self._dismissed:
-            return True
+            return
         lived_s = time.monotonic() - slot.started_s
-        how = {"worker": slot.window.index, "pid": child.pid, **child.how_it_ended(), "clients": lost}
+        how = {"worker": slot.window.index, "child": child.pid, **child.how_it_ended(), "clients": lost}
         if self._opening:
             self._log.error("worker_died", **how)
             raise failure or RuntimeFailure(
@@ -213,13 +204,12 @@ class Crew:
             self._log.critical(
                 "worker_died", **how, replaced=False, effect="these clients' devices give EIO from now on"
             )
-            return True
+            return
         slot.retired, slot.delayed = False, True
         delay_s = slot.backoff.after(lived_s)
         self._log.error("worker_died", **how, replaced=True, restart_in_s=delay_s)
         self._loop.after(("restart", slot.window.index), delay_s, lambda: self._delay_is_over(slot))
         self._retire(slot.window.index)
-        return True
 
     def retired(self, index: int) -> None:
         """The engine has finished all that the dead worker of this window had queued."""
@@ -287,7 +277,7 @@ class Crew:
             return
         self._control.store(ControlWord.WORKER_RESTARTS, self._control.load(ControlWord.WORKER_RESTARTS) + 1)
         assert slot.child is not None
-        self._log.info("worker_restarted", worker=slot.window.index, pid=slot.child.pid)
+        self._log.info("worker_restarted", worker=slot.window.index, child=slot.child.pid)
 
 
 def _last_word(handoff: socket.socket) -> StartupError | None:

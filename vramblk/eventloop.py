@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Hashable
 
 _MOST_EVENTS = 64
+_POLL_S = 0.02
 
 
 class EventLoop:
@@ -47,6 +48,15 @@ class EventLoop:
             if due_s <= now_s and self._timers.get(key) == (due_s, callback):
                 del self._timers[key]
                 callback()
+
+    def until(self, condition: Callable[[], bool], timeout_s: float = float("inf")) -> bool:
+        """Turn until the condition holds; False if the time is over first."""
+        deadline_s = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() >= deadline_s:
+                return False
+            self.turn(_POLL_S)
+        return True
 
     def _wait_s(self, timeout_s: float | None) -> float | None:
         dues = [due_s for due_s, _ in self._timers.values()]

@@ -9,6 +9,7 @@ import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from .errors import ConfigError, PreconditionError, RuntimeFailure
 from .units import Address, TcpAddress, UnixAddress
@@ -58,6 +59,13 @@ class Listener:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         host, port = connection.getpeername()[:2]
         return f"tcp:{TcpAddress(host, port)}"
+
+    def uri(self, export: str, *, secure: bool) -> str:
+        """The NBD URI of an export here; ``secure`` if plaintext is refused."""
+        scheme, name = "nbds" if secure else "nbd", quote(export, safe="")
+        if isinstance(self.address, TcpAddress):
+            return f"{scheme}://{self.address}/{name}"
+        return f"{scheme}+unix:///{name}?socket={quote(self.address.path)}"
 
     def remove_file(self) -> None:
         """Remove the socket file if it is still the one that was made here."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 import time
 from collections.abc import Callable
@@ -219,3 +221,42 @@ def test_small_requests_over_tcp_do_not_wait(start: Start) -> None:
             client.write(index * 512, b"t" * 512)
             client.read(index * 512, 512)
         assert time.monotonic() - begun < 10
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_no_descriptor_left_for_a_connection(start: Start) -> None:
+    """Without a descriptor to accept with, clients wait: no death, no spinning, and service as soon as there is one."""
+    server = start("--workers", "1", tcp=True)
+    attached = server.client()
+    limits = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        waiting = [server.connect(), server.connect("tcp")]
+        server.wait_event("accept_failed")
+        begun_s, used_s = time.monotonic(), cpu_s(server.pid)
+        time.sleep(3)
+        share = (cpu_s(server.pid) - used_s) / (time.monotonic() - begun_s)
+        assert share < 0.2
+        for client in waiting:
+            client.socket.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                client.socket.recv(1)
+        attached.write(0, b"undisturbed")
+        assert attached.read(0, 11) == b"undisturbed"
+    finally:
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, limits)
+    for client in waiting:
+        client.socket.settimeout(10)
+        client.greet()
+        client.negotiate()
+        assert len(client.read(0, 4096)) == 4096
+        client.close()
+    with server.client() as client:
+        assert client.read(0, 11) == b"undisturbed"
+    attached.close()
+    assert server.stop() == 0

@@ -408,3 +408,141 @@ def test_a_worker_holds_no_socket_but_its_own(start: Start) -> None:
     for pid in server.named("worker"):
         open_files = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
         assert len([name for name in open_files if name.startswith("socket:")]) == 1, open_files
+
+
+# What is told of the engine's end
+
+SLOW_SERVER = (sys.executable, str(Path(__file__).with_name("slow_server.py")))
+
+
+def complaints(server: Server) -> list[str]:
+    """Names of the events that say that something is wrong."""
+    return [event["event"] for event in server.events if event.get("level") in ("error", "critical")]
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
+def test_stopped_while_it_starts(start: Start, number: int) -> None:
+    """A server that is told to stop before it is ready gives up at once, and nothing is wrong with that."""
+    server = start(ready=False, program=SLOW_SERVER, environment={"VRAMBLK_TEST_STEP_S": "60"})
+    server.wait_event("child_stderr", 60)
+    server.remember()
+    server.signal(number)
+    assert server.wait(10) == 0
+    assert complaints(server) == [] and server.stderr == ""
+    assert not server.leftovers() and not server.unix_path.exists()
+
+
+def test_failed_start_is_no_death_of_the_engine(start: Start) -> None:
+    """What the engine found missing is the line on stderr, and no event speaks of a death."""
+    server = start("--size", "100000G", ready=False, size=None)
+    assert server.wait(60) == 78
+    assert server.stderr.count("\n") == 1
+    assert complaints(server) == []
+
+
+def test_sigquit_is_the_only_complaint(start: Start) -> None:
+    """An engine that the supervisor has told to end has not died."""
+    server = start()
+    server.signal(signal.SIGQUIT)
+    assert server.wait(10) == 1
+    assert complaints(server) == ["quit"]
+
+
+@pytest.mark.parametrize("stopping", (False, True))
+def test_sigquit_does_not_wait_for_the_zeroing(start: Start, stopping: bool) -> None:
+    """Also after SIGTERM; that the engine had to be killed is told once."""
+    server = start(program=SLOW_SERVER, environment={"VRAMBLK_TEST_ZERO_S": "60"})
+    if stopping:
+        server.signal(signal.SIGTERM)
+        eventually(lambda: not server.named("worker"))
+    server.signal(signal.SIGQUIT)
+    assert server.wait(10) == 1
+    assert complaints(server) == ["quit", "engine_killed"]
+    assert server.stderr.count("\n") == 1 and "SIGQUIT" in server.stderr
+    assert not server.leftovers()
+
+
+def test_engine_that_dies_while_zeroing_is_told(start: Start) -> None:
+    """The memory may hold what it held: an event names the engine, and the exit status is 1."""
+    server = start(program=SLOW_SERVER, environment={"VRAMBLK_TEST_ZERO_S": "60"})
+    (engine,) = server.named("engine")
+    server.signal(signal.SIGTERM)
+    eventually(lambda: not server.named("worker"))
+    os.kill(engine, signal.SIGKILL)
+    assert server.wait(15) == 1
+    assert complaints(server) == ["engine_died"]
+    assert server.find_event("engine_died")["signal"] == "SIGKILL"
+    assert server.find_event("stopped") is None
+    assert server.stderr.count("\n") == 1 and "zeroed" in server.stderr
+
+
+# As process 1
+
+
+def may_unshare() -> str:
+    """Why there can be no namespace of process ids, empty if there can."""
+    try:
+        done = subprocess.run(
+            ["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, text=True, timeout=20
+        )
+    except FileNotFoundError:
+        return "requires unshare"
+    return done.stderr.strip()
+
+
+@pytest.fixture
+def process_1(start: Start) -> tuple[Server, int]:
+    """A server that is process 1 of its namespace, and its process id here."""
+    if reason := may_unshare():
+        pytest.skip(f"requires a namespace of process ids: {reason}")
+    namespace = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    server = start("--verbose", program=(*namespace, sys.executable, "-m", "vramblk"))
+    (pid,) = server.named("supervisor")
+    assert Path(f"/proc/{pid}/status").read_text().split("NSpid:")[1].split("\n")[0].split()[-1] == "1"
+    return server, pid
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
+def test_process_1_stops_in_order(process_1: tuple[Server, int], number: int) -> None:
+    """The kernel gives process 1 no default for signals: they work all the same."""
+    server, pid = process_1
+    with server.client() as client:
+        client.write(0, b"one")
+        os.kill(pid, number)
+        eventually(lambda: refuses_connections(server))
+        client.disconnect()
+    assert server.wait(15) == 0
+    assert complaints(server) == [] and server.find_event("stopped") is not None
+    assert not server.unix_path.exists() and not server.leftovers()
+
+
+def test_process_1_obeys_sigquit(process_1: tuple[Server, int]) -> None:
+    """SIGQUIT ends at once, exit 1, although its default would not reach process 1."""
+    server, pid = process_1
+    os.kill(pid, signal.SIGQUIT)
+    assert server.wait(10) == 1
+    assert not server.leftovers()
+
+
+def test_process_1_reaps_orphans(process_1: tuple[Server, int]) -> None:
+    """A process whose parent has gone becomes a child of the server and leaves no zombie."""
+    server, pid = process_1
+    before = set(server.remember())
+    orphans = subprocess.run(
+        ["nsenter", "--target", str(pid), "--pid", "--mount", "sh", "-c", "for i in 1 2 3; do sleep 0.5 & done"],
+        timeout=20,
+    )
+    assert orphans.returncode == 0
+
+    def reaped() -> list[dict[str, object]]:
+        return [event for event in server.events if event.get("event") == "orphan_reaped"]
+
+    eventually(lambda: len(reaped()) >= 3)
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert {int(child) for child in children} <= before, "a zombie is left"
+    with server.client() as client:
+        client.write(0, b"still here")
+        assert client.read(0, 10) == b"still here"
+    assert set(server.remember()) == before
+    os.kill(pid, signal.SIGTERM)
+    assert server.wait(15) == 0

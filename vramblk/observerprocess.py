@@ -1,0 +1,109 @@
+"""The observer as the supervisor sees it: started first, ended last, and started again when it dies."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+
+from . import logs, swapsafety
+from .children import Child
+from .crew import Backoff
+from .eventloop import EventLoop
+from .processtable import ProcessTable
+from .shared.context import Shared
+
+_GRACE_S = 1.0
+_TIMER = "observer"
+
+
+class ObserverProcess:
+    """The observer.
+
+    Args:
+        log_reader: the read end of the log pipe.
+        sockets: what it listens on.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        loop: EventLoop,
+        processes: ProcessTable,
+        log_reader: int,
+        sockets: Sequence[socket.socket],
+    ) -> None:
+        self._shared = shared
+        self._loop = loop
+        self._processes = processes
+        self._log_reader = log_reader
+        self._sockets = sockets
+        self._swap = shared.settings.mode == "swap"
+        self._child: Child | None = None
+        self._line: socket.socket | None = None
+        self._started_s = 0.0
+        self._backoff = Backoff(shortest_s=1.0, longest_s=30.0, good_life_s=60.0)
+        self._dismissed = False
+        self._log = logs.get()
+
+    def start(self) -> None:
+        counters = self._shared.canary.counters
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._line = ours
+            self._started_s = time.monotonic()
+            self._child = self._processes.fork(
+                "observer",
+                lambda: self._run(theirs),
+                lambda: counters.add("dropped_log_lines"),
+                self._ended,
+                dies_with_parent=not self._swap,
+                keep=[self._log_reader, *(sock.fileno() for sock in self._sockets)],
+                keeps_stdout=True,
+            )
+
+    def descriptors(self) -> list[int]:
+        """The supervisor's end of the line, at whose end the observer goes."""
+        return [self._line.fileno()] if self._line is not None else []
+
+    def dismiss(self) -> None:
+        """A death from now on is nothing to tell or to mend."""
+        self._dismissed = True
+
+    def stop(self) -> None:
+        """Let it go, and wait for that; a stubborn one is killed."""
+        self.dismiss()
+        self._hang_up()
+        child = self._child
+        if child is not None and not self._loop.until(lambda: not child.alive, _GRACE_S):
+            child.kill()
+            self._loop.until(lambda: not child.alive, _GRACE_S)
+
+    def _run(self, supervisor: socket.socket) -> int:
+        if self._swap:
+            swapsafety.leave_data_path()
+        from . import observer
+
+        return observer.run(self._shared, self._log_reader, list(self._sockets), supervisor)
+
+    def _ended(self, child: Child) -> None:
+        self._hang_up()
+        if not self._dismissed:
+            delay_s = self._backoff.after(time.monotonic() - self._started_s)
+            self._log.warning("observer_died", child=child.pid, restart_in_s=delay_s, **child.how_it_ended())
+            self._loop.after(_TIMER, delay_s, self._restart)
+
+    def _restart(self) -> None:
+        if self._dismissed:
+            return
+        try:
+            self.start()
+        except OSError as error:
+            self._hang_up()
+            self._log.warning("observer_not_started", detail=str(error))
+            self._loop.after(_TIMER, self._backoff.after(0), self._restart)
+
+    def _hang_up(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None
