@@ -21,14 +21,17 @@ import numpy as np
 
 from . import childsignals, logs, swapsafety
 from .errors import StartupError
-from .memory.base import Batch, Copy, DeviceError, Memory, Run, Zero
+from .memory.base import Batch, ChecksumError, Copy, DeviceError, Memory, Run, Zero
 from .nbd.constants import Error
+from .progressmail import ProgressMail, prove_all
+from .shared import stages
 from .shared.barrier import full_barrier
 from .shared.context import Shared
 from .shared.control import ControlWord
 from .shared.spin import spin_ns
 from .shared.window import COLUMNS, ENTRIES, ENTRY, ENTRY_BYTES, SINGLE_BLOCKS, ZERO_HOLE, Op, Window, Word
 from .shared.written import BLOCK_BYTES
+from .stagetimes import watch_engine
 
 OpenMemories = Callable[..., Sequence[Memory]]
 
@@ -41,6 +44,8 @@ _GATHER, _SCATTER, _COPY_OUT, _COPY_IN, _ZERO, _ECHO = (
     int(op) for op in (Op.GATHER, Op.SCATTER, Op.COPY_OUT, Op.COPY_IN, Op.ZERO, Op.ECHO)
 )
 _BLOCKS_PER_16_SHIFT = 8
+#: Blocks that a length of 16 bits, counted in 16 bytes, can span beyond the first.
+_WIDEST_BLOCKS = 256
 
 
 class Engine:
@@ -239,11 +244,19 @@ class Engine:
         try:
             self._memories[export].execute(batch)
         except DeviceError as failure:
-            self._note(export, failure)
+            self._note(export, failure, alone=True)
             return failure.errno
         return 0
 
-    def _note(self, export: int, failure: DeviceError) -> None:
+    def _note(self, export: int, failure: DeviceError, *, alone: bool = False) -> None:
+        if isinstance(failure, ChecksumError):
+            if alone:  # what a whole batch has met is met again by one of its requests
+                self._counters.add("checksum_mismatches", failure.blocks)
+                logs.limited(
+                    self._log, "checksum_mismatch", level="error", export=export, blocks=failure.blocks,
+                    offset=failure.offset,
+                )  # fmt: skip
+            return
         self._counters.add("device_errors")
         if failure.lost and not self._lost[export]:
             self._lost[export] = True
@@ -269,7 +282,8 @@ class Engine:
             base = (shape >> 24).astype(np.int64) * arena_blocks
             start, end = base + start, base + end
         blocks[start] = 1
-        widest = int((end - start).max())
+        # The columns are the worker's: one gone mad must not keep the engine here for long.
+        widest = min(int((end - start).max()), _WIDEST_BLOCKS)
         for step in range(1, widest + 1):
             blocks[np.minimum(start + step, end)] = 1
 
@@ -376,6 +390,7 @@ def run(shared: Shared, mail: socket.socket, open_memories: OpenMemories) -> int
     """The engine process: open the memories, say ready, serve until told to stop."""
     log = logs.get()
     mailbox = _Mailbox(shared, mail)
+    progress = ProgressMail(mail)
     settings = shared.settings
     try:
         memories = open_memories(
@@ -383,9 +398,11 @@ def run(shared: Shared, mail: socket.socket, open_memories: OpenMemories) -> int
             shared.windows,
             allow_cpu=settings.allow_cpu,
             map_overwrite=settings.map_overwrite,
+            verify_reads=settings.verify_reads,
+            progress=progress,
         )
+        prove_all(memories, progress)
         for memory, written in zip(memories, shared.written, strict=True):
-            memory.prove()
             written.resize(memory.size_bytes)
         shared.control.publish_geometry(describe(shared, memories))
         engine = Engine(shared, memories)
@@ -420,6 +437,8 @@ def _serve(shared: Shared, engine: Engine, mailbox: _Mailbox) -> None:
     sleeps = shared.control.engine_counters.scalar_index("sleeps")
     clock = time.monotonic_ns
     started = clock()
+    if stages.active is not None:
+        watch_engine(engine, stages.active)
     while True:
         if engine.turn():
             now = clock()

@@ -19,6 +19,7 @@ def open_memories(
     *,
     allow_cpu: bool,
     map_overwrite: bool,
+    verify_reads: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Memory]:
     """The memory of each export, in their order: allocated, touched, zeroed and attached, not yet proven.
@@ -26,6 +27,7 @@ def open_memories(
     Exports on the same device share its context, queue, staging buffer and program.
 
     Args:
+        verify_reads: keep a checksum of each 4 KiB and compare it at each read; see ``checksums``.
         progress: called with what is being done, bytes done and bytes in all.
 
     Raises:
@@ -38,13 +40,20 @@ def open_memories(
             if export.mapped_path is not None:
                 from .mapped import MappedMemory
 
-                opened[index] = MappedMemory(export.mapped_path, export.size, map_overwrite=map_overwrite)
+                opened[index] = MappedMemory(
+                    export.mapped_path,
+                    export.size,
+                    map_overwrite=map_overwrite,
+                    verify_reads=verify_reads,
+                )
         on_devices = {index: export for index, export in enumerate(exports) if export.mapped_path is None}
         if on_devices:
             from .placing import open_on_devices
 
             swap = any(export.mode == "swap" for export in exports)
-            opened |= open_on_devices(on_devices, allow_cpu=allow_cpu, swap=swap, progress=progress)
+            opened |= open_on_devices(
+                on_devices, allow_cpu=allow_cpu, swap=swap, verify_reads=verify_reads, progress=progress
+            )
         memories = [opened[index] for index in range(len(exports))]
         for memory in memories:
             memory.attach(windows)

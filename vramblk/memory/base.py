@@ -23,12 +23,14 @@ MAXIMUM_ARENA_BYTES = 1 << 36
 #: Words of a reply's header by its kind; 0 is data alone.
 HEADER_NONE, HEADER_SIMPLE, HEADER_STRUCTURED, HEADER_EXTENDED = 0, 4, 7, 10
 
+_EIO = 5
+
 
 class DeviceError(Exception):
     """A batch failed, wholly or in part; nothing of it touches the slabs any more.
 
     Attributes:
-        errno: of the NBD protocol: EIO, ENOMEM or ENOSPC.
+        errno: of the NBD protocol: EIO, ENOMEM, ENOSPC, or EINVAL of a run that points outside.
         detail: what failed, for the log.
         lost: the device will not come back; every later request fails too.
     """
@@ -38,6 +40,21 @@ class DeviceError(Exception):
         self.errno = errno
         self.detail = detail
         self.lost = lost
+
+
+class ChecksumError(DeviceError):
+    """Blocks do not hold what was written to them, and a request needed them; see ``checksums``.
+
+    Attributes:
+        blocks: how many were found.
+        offset: bytes; where in the export one of them begins.
+    """
+
+    def __init__(self, blocks: int, offset: int) -> None:
+        what = "1 block does" if blocks == 1 else f"{blocks} blocks do"
+        super().__init__(_EIO, f"checksum mismatch: {what} not hold what was written, at {offset:#x}")
+        self.blocks = blocks
+        self.offset = offset
 
 
 class Run(NamedTuple):
@@ -119,6 +136,9 @@ class Memory(Protocol):
         1  (window.base + slab position) / 4, of the reply's header or of the payload
         2  bits 0..15 length / 16, bits 16..19 words of header, bits 24..27 arena
         3, 4  the cookie's eight bytes as they came, as two little-endian words
+
+    They lie where a worker can write: a request that points outside its arena, the export or the
+    slabs touches nothing, and is skipped or fails its batch.
 
     Attributes:
         size_bytes: a multiple of 4096.

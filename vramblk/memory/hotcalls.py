@@ -14,6 +14,8 @@ import ctypes
 from ctypes import POINTER, c_int32, c_size_t, c_uint32, c_void_p
 from typing import Any
 
+from ..shared import stages
+from ..shared.stages import Stage
 from .base import DeviceError
 
 _EIO, _ENOMEM = 5, 12
@@ -70,6 +72,13 @@ class HotCalls:
             library, "clGetEventInfo", [c_void_p, c_uint32, c_size_t, c_void_p, c_void_p]
         )
         self._release_event = _declare(library, "clReleaseEvent", [c_void_p])
+        if stages.active is not None:
+            timed = stages.active.engine.timed
+            self.set_arg = timed(self.set_arg, Stage.SET_ARG)
+            self.launch = timed(self.launch, Stage.LAUNCH)
+            self.read = timed(self.read, Stage.COPY)
+            self.write = timed(self.write, Stage.COPY)
+            self.finish = timed(self.finish, Stage.FINISH)
 
     def take_event_status(self, event: int) -> int:
         """Execution status of a command that must be over, negative if it failed; drops the event."""

@@ -8,12 +8,15 @@ Everything is queued without waiting into one in-order queue; one clFinish ends 
 of each call is checked. On NVIDIA and PoCL a command that fails while it runs makes clFinish fail too
 (or ends the process); on other runtimes, where that was not seen, each command's own event is asked
 for its status as well.
+
+With checksums each batch does more: blocks that it writes only in part are compared before anything
+is written, what it wrote is signed, and what it reads is compared.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ import numpy.typing as npt
 
 from .arenas import split
 from .base import Batch, Copy, DeviceError, Pattern, Progress, Run, SlabWindow
+from .devicechecksums import DeviceChecksums
 from .hotcalls import failed
 from .opendevice import OpenDevice
 from .patterns import BLOCK_BYTES, bad_ranges, prove
@@ -28,7 +32,9 @@ from .patterns import BLOCK_BYTES, bad_ranges, prove
 #: Uploads of neighbours this close are one: a copy costs as much as this many bytes on their way.
 _UPLOAD_GAP = 16384
 _VERIFY_BYTES = 1 << 30
-_STAGING_ARGUMENT, _ARENA_BYTES_ARGUMENT, _TABLE_ARGUMENT = 16, 17, 18
+_STAGING_ARGUMENT, _ARENA_BYTES_ARGUMENT, _SIZE_ARGUMENT, _STAGING4_ARGUMENT = 16, 17, 18, 19
+#: Of gather and scatter, and of the kernels for checksums of runs.
+_TABLE_ARGUMENT = 20
 
 
 class OpenCLMemory:
@@ -37,13 +43,19 @@ class OpenCLMemory:
     Args:
         device: shared by all exports on it; ``attach`` may be called before or after.
         arena_sizes: bytes, from ``arenas.plan_arenas``.
+        verify_reads: keep checksums; see ``checksums``.
 
     Raises:
         DeviceError: the arenas could not be allocated; nothing stays allocated.
     """
 
     def __init__(
-        self, device: OpenDevice, arena_sizes: Sequence[int], progress: Progress | None = None
+        self,
+        device: OpenDevice,
+        arena_sizes: Sequence[int],
+        progress: Progress | None = None,
+        *,
+        verify_reads: bool = False,
     ) -> None:
         self.size_bytes = sum(arena_sizes)
         self.arena_bytes = arena_sizes[0]
@@ -56,13 +68,20 @@ class OpenCLMemory:
         self._zero_kernel, self._fill, self._verify, self._gather, self._scatter = (
             device.kernel(name) for name in ("zero", "fill", "verify", "gather", "scatter")
         )
+        self._writing: tuple[int, ...] = (self._scatter,)
+        self._reading: tuple[int, ...] = (self._gather,)
         self._zero_range = np.zeros(2, np.uint64)
+        self._checksums: DeviceChecksums | None = None
         try:
             self._allocate(arena_sizes, progress)
+            self._handles = [int(buffer.int_ptr) for buffer in self._buffers]
+            if verify_reads:
+                self._checksums = DeviceChecksums(device, self._handles, self.arena_bytes, self.size_bytes)
+                self._writing = (self._scatter, self._checksums.sign_runs)
+                self._reading = (self._checksums.check_runs, self._gather)
         except DeviceError as error:
             self.close()
             raise device.drained(error) from None
-        self._handles = [int(buffer.int_ptr) for buffer in self._buffers]
 
     def _allocate(self, arena_sizes: Sequence[int], progress: Progress | None) -> None:
         done = 0
@@ -111,42 +130,73 @@ class OpenCLMemory:
 
     def _prepare_runs(self) -> None:
         device = self._device
-        arena_bytes = ctypes.c_uint64(self.arena_bytes)
         for kernel in (self._gather, self._scatter):
-            for index in range(_STAGING_ARGUMENT):
-                device.set_buffer(kernel, index, self._handles[index if index < len(self._handles) else 0])
+            device.set_arenas(kernel, self._handles)
             device.set_buffer(kernel, _STAGING_ARGUMENT, device.staging_handle)
-            device.set_value(kernel, _ARENA_BYTES_ARGUMENT, ctypes.addressof(arena_bytes), 8)
+            device.set_number(kernel, _ARENA_BYTES_ARGUMENT, ctypes.c_uint64(self.arena_bytes))
+            device.set_number(kernel, _SIZE_ARGUMENT, ctypes.c_uint64(self.size_bytes))
+            device.set_number(kernel, _STAGING4_ARGUMENT, ctypes.c_uint64(device.staging_bytes // 4))
 
     def _warm_up(self) -> None:
         """Runs of no bytes touch nothing, yet have the shapes of real ones."""
+        checksums = self._checksums
+        edges = (checksums.check_run_edges,) if checksums is not None else ()
         self._device.table[:] = 0
-        for kernel in (self._scatter, self._gather):
+        for kernels in (self._writing, self._reading, edges):
             for count in (1, self._device.table_requests):
-                self._start(kernel, count)
+                self._start(kernels, count)
         self._zero_piece(self._handles[0], 0, BLOCK_BYTES)
+        if checksums is not None:
+            block = [(0, BLOCK_BYTES)]
+            checksums.sign(block)
+            checksums.check(block)
         self._device.finish()
 
     def execute(self, batch: Batch) -> None:
+        checksums = self._checksums
         try:
+            if checksums is not None:
+                self._refuse_partial_writes(checksums, batch)
             if batch.writes:
                 self._upload(batch.writes)
-                self._launch(self._scatter, batch.writes)
+                self._launch(self._writing, batch.writes)
             if batch.copies_in:
                 self._copy(self._hot.write, batch.copies_in)
             for offset, length in batch.zeroes:
                 for arena, within, piece in split(offset, length, self.arena_bytes):
                     self._zero_piece(self._handles[arena], within, piece)
+            if checksums is not None:
+                checksums.sign(_overwritten(batch))
+                checksums.check((offset, hi - lo) for _, lo, hi, offset in batch.copies_out)
             if batch.reads:
-                self._launch(self._gather, batch.reads)
+                self._launch(self._reading, batch.reads)
                 self._download(batch.reads)
             if batch.copies_out:
                 self._copy(self._hot.read, batch.copies_out)
             if batch.echoes:
                 self._device.echo(batch.echoes)
-            self._device.finish()
+            if checksums is not None and (batch.reads or batch.copies_out):
+                self._finish_checked(checksums)
+            else:
+                self._device.finish()
         except DeviceError as error:
-            raise self._device.drained(error) from None
+            error = self._device.drained(error)
+            if checksums is not None and not error.lost:
+                checksums.forget()
+            raise error from None
+
+    def _refuse_partial_writes(self, checksums: DeviceChecksums, batch: Batch) -> None:
+        """Compare blocks that are about to be written in part, before anything of the batch is done."""
+        runs = [run for run in batch.writes if checksums.partly(run)]
+        if runs:
+            self._launch((checksums.check_run_edges,), runs)
+        if checksums.check_edges(_overwritten(batch)) or runs:
+            self._finish_checked(checksums)
+
+    def _finish_checked(self, checksums: DeviceChecksums) -> None:
+        checksums.fetch()
+        self._device.finish()
+        checksums.verdict()
 
     def _upload(self, runs: Sequence[Run]) -> None:
         window, lo, hi = runs[0].window, runs[0].lo, runs[0].hi
@@ -170,7 +220,7 @@ class OpenCLMemory:
                 window, lo, hi = run.window, run.lo, run.hi
         self._device.stage_out(window, lo, hi)
 
-    def _launch(self, kernel: int, runs: Sequence[Run]) -> None:
+    def _launch(self, kernels: tuple[int, ...], runs: Sequence[Run]) -> None:
         device = self._device
         table, room, columns = device.table, device.table_requests, device.columns
         filled = 0
@@ -185,17 +235,19 @@ class OpenCLMemory:
                 first += part
                 count -= part
                 if filled == room:
-                    self._start(kernel, filled)
+                    self._start(kernels, filled)
                     filled = 0
         if filled:
-            self._start(kernel, filled)
+            self._start(kernels, filled)
 
-    def _start(self, kernel: int, requests: int) -> None:
+    def _start(self, kernels: tuple[int, ...], requests: int) -> None:
+        """Launch kernels one after another over the first requests of the table."""
         device = self._device
-        status = self._hot.set_arg(kernel, _TABLE_ARGUMENT, device.table_bytes, device.table_address)
-        if status:
-            raise failed("clSetKernelArg of the request table", status)
-        device.launch(kernel, device.run_sizes[requests])
+        for kernel in kernels:
+            status = self._hot.set_arg(kernel, _TABLE_ARGUMENT, device.table_bytes, device.table_address)
+            if status:
+                raise failed("clSetKernelArg of the request table", status)
+            device.launch(kernel, device.run_sizes[requests])
 
     def _copy(self, call: Any, copies: Sequence[Copy]) -> None:
         device, queue, handles, arena_bytes = self._device, self._queue, self._handles, self.arena_bytes
@@ -222,6 +274,8 @@ class OpenCLMemory:
             for arena, within, piece in split(offset, length, self.arena_bytes):
                 self._set_pattern(self._fill, arena, within, piece, pattern, seed)
                 self._device.launch(self._fill, self._device.block_sizes(piece // BLOCK_BYTES))
+            if self._checksums is not None:
+                self._checksums.sign([(offset, length)])
             self._device.finish()
         except DeviceError as error:
             raise self._device.drained(error) from None
@@ -280,7 +334,16 @@ class OpenCLMemory:
         if self._closed:
             return
         self._closed = True
+        if self._checksums is not None:
+            self._checksums.close()
         for buffer in self._buffers:
             self._device.free(buffer)
         self._buffers.clear()
         self._device.closed()
+
+
+def _overwritten(batch: Batch) -> Iterator[tuple[int, int]]:
+    """What copies and zeroing write, in their order."""
+    for _, lo, hi, offset in batch.copies_in:
+        yield offset, hi - lo
+    yield from batch.zeroes

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .base import Copy, DeviceError, SlabWindow
+from .base import MAXIMUM_ARENAS, Copy, DeviceError, SlabWindow
 from .devices import CPU, DeviceInfo, load_opencl
 from .hotcalls import HotCalls, failed, sizes
 
@@ -24,11 +24,11 @@ from .hotcalls import HotCalls, failed, sizes
 #: the table into the launch was measured with this many.
 _MOST_TABLE_REQUESTS = 192
 _TABLE_ROWS = 5
-#: Sixteen arenas, the staging buffer, the arena size, and room for padding.
-_OTHER_ARGUMENTS_BYTES = 16 * 8 + 8 + 8 + 32
+#: Sixteen arenas, five buffers or sizes, and room for padding.
+_OTHER_ARGUMENTS_BYTES = 16 * 8 + 5 * 8 + 32
 _GPU_LANES, _CPU_LANES = 256, 1
 _GPU_GROUPS, _CPU_GROUPS = 8192, 64
-_EIO, _ENOMEM = 5, 12
+_EIO, _EINVAL = 5, 22
 _KERNELS = Path(__file__).with_name("kernels.cl")
 
 #: Runtimes whose clFinish was seen to report a command that failed while it ran.
@@ -47,8 +47,8 @@ class OpenDevice:
 
     Attributes:
         pinned: per window, by its place in ``attach``'s sequence.
-        columns, addresses, bases: per window index: its columns, and its slab's address and place
-            in the staging buffer.
+        columns, addresses, bases, lengths: per window index: its columns, and its slab's address,
+            place in the staging buffer, and length in bytes.
         table: shape (5, table_requests), uint32; what the next launch of a run takes by value.
 
     Raises:
@@ -87,7 +87,9 @@ class OpenDevice:
         self.columns: list[Any] = []
         self.addresses: list[int] = []
         self.bases: list[int] = []
+        self.lengths: list[int] = []
         self.staging_handle = 0
+        self.staging_bytes = 0
         self._staging: Any = None
         self._windows: list[tuple[SlabWindow, Any, Any]] = []
         self._findings: Any = None
@@ -135,12 +137,15 @@ class OpenDevice:
             return
         count = max(window.index for window in windows) + 1
         self.columns, self.addresses, self.bases = [None] * count, [0] * count, [0] * count
-        self._staging = self.allocate(max(window.base + window.slab.nbytes for window in windows))
+        self.lengths = [0] * count
+        self.staging_bytes = max(window.base + window.slab.nbytes for window in windows)
+        self._staging = self.allocate(self.staging_bytes)
         self.staging_handle = int(self._staging.int_ptr)
         for window in windows:
             self.columns[window.index] = window.columns
             self.addresses[window.index] = window.slab_address
             self.bases[window.index] = window.base
+            self.lengths[window.index] = window.slab.nbytes
             wrapped = self._wrap(window)
             self.pinned.append(wrapped is not None)
             self._windows.append((window, *(wrapped or (None, None))))
@@ -194,6 +199,14 @@ class OpenDevice:
         argument = ctypes.c_void_p(handle)
         self.set_value(kernel, index, ctypes.addressof(argument), 8)
 
+    def set_arenas(self, kernel: int, handles: Sequence[int]) -> None:
+        """The first arguments of the kernels that take all arenas of an export."""
+        for index in range(MAXIMUM_ARENAS):
+            self.set_buffer(kernel, index, handles[index if index < len(handles) else 0])
+
+    def set_number(self, kernel: int, index: int, number: ctypes.c_uint32 | ctypes.c_uint64) -> None:
+        self.set_value(kernel, index, ctypes.addressof(number), ctypes.sizeof(number))
+
     def set_value(self, kernel: int, index: int, address: int, size_bytes: int) -> None:
         status = self.hot.set_arg(kernel, index, size_bytes, address)
         if status:
@@ -214,6 +227,9 @@ class OpenDevice:
             self._stage(self.hot.read, window, lo, hi, to)
 
     def _stage(self, call: Any, window: int, lo: int, hi: int, slab: int) -> None:
+        if lo < 0 or hi > self.lengths[window]:
+            # The engine takes the range of a request that it repeats alone from the worker's columns.
+            raise DeviceError(_EINVAL, f"bytes {lo} to {hi} do not lie in the slab of window {window}")
         status = call(
             self.queue_handle, self.staging_handle, 0, self.bases[window] + lo, hi - lo,
             self.addresses[window] + slab, 0, None, self.event(),
@@ -223,12 +239,21 @@ class OpenDevice:
 
     def read_back(self, handle: int, into: npt.NDArray[np.uint32]) -> None:
         """A buffer's first bytes into an array, waiting for them and all that was queued before."""
-        status = self.hot.read(
-            self.queue_handle, handle, 0, 0, into.nbytes, into.ctypes.data, 0, None, self.event()
-        )
-        if status:
-            raise failed("clEnqueueReadBuffer", status)
+        self.read_later(handle, into)
         self.finish()
+
+    def read_later(self, handle: int, into: npt.NDArray[np.uint32]) -> None:
+        """Queue a copy of a buffer's first bytes into an array, which must live until it is finished."""
+        self._move("clEnqueueReadBuffer", self.hot.read, handle, into)
+
+    def write_later(self, handle: int, source: npt.NDArray[np.uint32]) -> None:
+        """Queue a copy of an array, which must live until it is finished, to a buffer's start."""
+        self._move("clEnqueueWriteBuffer", self.hot.write, handle, source)
+
+    def _move(self, name: str, call: Any, handle: int, words: npt.NDArray[np.uint32]) -> None:
+        status = call(self.queue_handle, handle, 0, 0, words.nbytes, words.ctypes.data, 0, None, self.event())
+        if status:
+            raise failed(name, status)
 
     def finish(self) -> None:
         """Wait for everything queued, and check it.

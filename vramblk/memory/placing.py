@@ -20,6 +20,7 @@ def open_on_devices(
     *,
     allow_cpu: bool,
     swap: bool = False,
+    verify_reads: bool = False,
     progress: Progress | None = None,
 ) -> dict[int, Memory]:
     """The memories of exports by their numbers; see ``open_memories``.
@@ -43,7 +44,8 @@ def open_on_devices(
     opened: dict[int, Memory] = {}
     try:
         for place, numbers in placed.items():
-            _open_device(infos[place], {number: exports[number] for number in numbers}, opened, progress)
+            on_it = {number: exports[number] for number in numbers}
+            _open_device(infos[place], on_it, opened, verify_reads, progress)
     except BaseException:
         for memory in opened.values():
             memory.close()
@@ -55,11 +57,12 @@ def _open_device(
     info: DeviceInfo,
     exports: Mapping[int, ExportSettings],
     opened: dict[int, Memory],
+    verify_reads: bool,
     progress: Progress | None,
 ) -> None:
     sizes = [export.size for export in exports.values()]
     try:
-        granted = share(sizes, lambda: usable_bytes(info, progress))
+        granted = share(sizes, lambda: usable_bytes(info, progress, verify_reads=verify_reads))
     except ValueError as error:
         raise _too_large(info, str(error)) from None
     if sum(granted) > info.memory_bytes:
@@ -73,9 +76,8 @@ def _open_device(
             reason = f"{format_bytes(size_bytes)} is more than the {most} of 16 largest allocations"
             raise _too_large(info, reason)
         try:
-            opened[number] = OpenCLMemory(
-                device, plan_arenas(size_bytes, device.maximum_allocation), progress
-            )
+            arena_sizes = plan_arenas(size_bytes, device.maximum_allocation)
+            opened[number] = OpenCLMemory(device, arena_sizes, progress, verify_reads=verify_reads)
         except DeviceError as error:
             raise _too_large(
                 info, f"{format_bytes(size_bytes)} cannot be allocated and written ({error})"

@@ -14,8 +14,10 @@ import numpy as np
 from ..units import Size, SizeKind
 from .arenas import largest_export
 from .base import DeviceError, Progress
+from .devicechecksums import checksum_bytes
 from .devices import CPU, DeviceInfo
 from .opendevice import OpenDevice
+from .patterns import BLOCK_BYTES
 
 #: Kept free on a device: for what the runtime itself needs later, and for the screen.
 HEADROOM_BYTES = 256 << 20
@@ -28,8 +30,11 @@ _SMALLEST_PROBE_BYTES = 16 << 20
 _PROBES = 64
 
 
-def usable_bytes(info: DeviceInfo, progress: Progress | None = None) -> int:
+def usable_bytes(info: DeviceInfo, progress: Progress | None = None, *, verify_reads: bool = False) -> int:
     """Bytes that exports on a device can have in all; on a GPU found by allocating and touching.
+
+    Args:
+        verify_reads: leave room for their checksums.
 
     Raises:
         DeviceError: the device cannot be used at all.
@@ -39,6 +44,8 @@ def usable_bytes(info: DeviceInfo, progress: Progress | None = None) -> int:
     else:
         headroom = max(HEADROOM_BYTES, int(info.memory_bytes * HEADROOM_SHARE))
         usable = _touchable_bytes(info, info.memory_bytes, progress) - headroom
+    if verify_reads:
+        usable = usable * BLOCK_BYTES // (BLOCK_BYTES + checksum_bytes(BLOCK_BYTES))
     return max(0, min(usable, largest_export(info.largest_allocation_bytes))) // _UNIT * _UNIT
 
 
