@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import quote
 
+from . import bench_profile
 from .bench_client import Client, Measurement, Target, parse_uri
 from .errors import ConfigError, PreconditionError
 from .nbd.constants import Command
@@ -68,6 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"for each row [default: {_SECONDS:g}]",
     )
+    parser.add_argument(
+        "--profile", action="store_true",
+        help="the time of each stage of a batch, on a server that is started for it with these settings",
+    )  # fmt: skip
 
 
 def run(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -76,6 +81,10 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     Raises:
         StartupError: the server is not there, refuses, or must not be written to.
     """
+    if arguments.profile:
+        bench_profile.check_arguments(arguments.uri)
+        with _progress(arguments.seconds) as start:
+            return bench_profile.run(settings, arguments.seconds, arguments.json, start)
     target = parse_uri(arguments.uri) if arguments.uri else default_target(settings)
     with Client(target) as client:
         rows = READ_ROWS + (WRITE_ROWS if arguments.overwrite else ())

@@ -47,6 +47,7 @@ _SILENCE_S = 30  # a server that answers nothing for so long has stopped
 _SOCKET_BUFFER = 4 << 20
 _RECEIVE_BUFFER = 16 << 20
 _MAXIMUM_OPTION_REPLY = 1 << 20
+_WANTED = (InfoType.BLOCK_SIZE, InfoType.DESCRIPTION)
 
 
 _Arguments = ParamSpec("_Arguments")
@@ -136,6 +137,9 @@ def _in_one_line(
 class Client:
     """One connection in transmission; a context manager.
 
+    Attributes:
+        description: what the server says of the export's memory, empty if it says nothing.
+
     Raises:
         RuntimeFailure: from any method, if the server does not answer, refuses, or breaks the protocol.
     """
@@ -143,6 +147,7 @@ class Client:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.size_bytes = 0
+        self.description = ""
         self.flags = TransmissionFlag(0)
         self._socket = _connect(target)
         try:
@@ -291,7 +296,7 @@ class Client:
 
     def _go(self, name: bytes) -> bool:
         """Whether the server knows NBD_OPT_GO."""
-        wanted = struct.pack(">I", len(name)) + name + struct.pack(">HH", 1, InfoType.BLOCK_SIZE)
+        wanted = struct.pack(">I", len(name)) + name + struct.pack(">HHH", 2, *_WANTED)
         self._socket.sendall(_OPTION.pack(IHAVEOPT, Option.GO, len(wanted)) + wanted)
         while True:
             kind, data = self._option_reply(Option.GO)
@@ -302,6 +307,8 @@ class Client:
             if kind == OptionReply.INFO and len(data) == 12 and data[:2] == bytes((0, InfoType.EXPORT)):
                 self.size_bytes, flags = struct.unpack(">QH", data[2:])
                 self.flags = TransmissionFlag(flags)
+            elif kind == OptionReply.INFO and data[:2] == bytes((0, InfoType.DESCRIPTION)):
+                self.description = data[2:].decode(errors="replace")
             elif kind != OptionReply.INFO:
                 raise RuntimeFailure(self._refusal(f"export {self.target.export!r}", kind, data))
 

@@ -188,7 +188,7 @@ COMMANDS: dict[str, Command] = {
     "bench": Command(
         "measure a running server",
         _bench,
-        ("listen_addr", "export_name", "tls", "tls_certificates", "config"),
+        ("listen_addr", "export_name", "tls", "tls_certificates", *_DEVICE),
         add_arguments=_add_bench,
     ),
     "selftest": Command("test the memory of a device", _selftest, _DEVICE, add_arguments=_add_selftest),

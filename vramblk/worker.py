@@ -21,12 +21,14 @@ from .serving.connection import Connection
 from .serving.lanes import Lanes
 from .serving.pending import Submitter
 from .serving.submission import ExportView
+from .shared import stages
 from .shared.barrier import full_barrier
 from .shared.context import Shared
 from .shared.control import State
 from .shared.ring import SubmissionRing
 from .shared.spin import spin_ns
 from .shared.window import ConnectionState, Word
+from .stagetimes import watch_worker
 from .tls import make_context
 from .windowproof import prove_window
 
@@ -331,6 +333,8 @@ def run(shared: Shared, index: int, handoff: socket.socket) -> int:
     )
     worker = Worker(shared, index, handoff, lanes)
     worker.prepare(make_context(settings))
+    if stages.active is not None:
+        watch_worker(worker.submitter, index, stages.active)
     swapsafety.drop_privileges()
     swapsafety.lock_memory(settings)
     gc.collect()

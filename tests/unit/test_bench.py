@@ -28,12 +28,14 @@ class MemoryServer:
     """One export in a bytearray on a Unix socket; as little of NBD as this client asks for."""
 
     def __init__(
-        self, path: Path, flags: int = 1, knows_go: bool = True, fail: int = 0, cut: bool = False
-    ) -> None:
+        self, path: Path, flags: int = 1, knows_go: bool = True, fail: int = 0, cut: bool = False,
+        description: str = "",
+    ) -> None:  # fmt: skip
         self.data = bytearray(SIZE)
         self.writes = 0
         self.uri = f"nbd+unix:///vram?socket={path}"
         self._flags, self._knows_go, self._fail, self._cut = flags, knows_go, fail, cut
+        self._description = description.encode()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen(4)
@@ -78,6 +80,8 @@ class MemoryServer:
             else:
                 reply(3, struct.pack(">HQH", 0, SIZE, self._flags))
                 reply(3, struct.pack(">HIII", 3, 1, 4096, 32 << 20))
+                if self._description:
+                    reply(3, struct.pack(">H", 2) + self._description)
                 reply(1)
                 return True
 
@@ -254,3 +258,25 @@ def test_seconds_out_of_range_are_refused(text: str, capsys) -> None:
     with pytest.raises(SystemExit):
         arguments("--seconds", text)
     assert text in capsys.readouterr().err
+
+
+def test_a_profile_measures_no_server_that_is_already_there() -> None:
+    with pytest.raises(ConfigError, match="server of its own"):
+        run("--profile", "nbd://127.0.0.1:1")
+
+
+def test_a_profile_writes_over_no_mapped_memory(tmp_path: Path) -> None:
+    """A server on that memory may be running: sysfs knows no locks."""
+    path = tmp_path / "bar"
+    path.write_bytes(b"precious" * 512)
+    settings = load_settings(["--device", f"map:{path}", "--map-overwrite"], {})
+    with pytest.raises(PreconditionError, match=f"map:{path}"):
+        bench.run(settings, arguments("--profile"))
+    assert path.read_bytes() == b"precious" * 512
+
+
+def test_client_learns_what_the_memory_is(servers) -> None:
+    with Client(parse_uri(servers(description="memory of a test").uri)) as client:
+        assert client.description == "memory of a test"
+    with Client(parse_uri(servers().uri)) as client:
+        assert client.description == ""

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from .. import logs
@@ -57,7 +58,9 @@ class Connection:
         self.lane = lane
         self.ended = self.again = self.blocked = False
         self.replies = ReplyQueue(sock, lane, window, export.index)
-        self.received = ReceiveLane(sock, lane, window.slab_view, leftover)
+        self.received = ReceiveLane(
+            sock, lane, window.slab_view, leftover, partial(window.counters.add, "copied_bytes")
+        )
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._export = export
         self._format = format

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections import deque
+from collections.abc import Callable
 
 from .lanes import Lane
 
@@ -19,16 +20,26 @@ class ReceiveLane:
 
     Payloads that the engine still reads stand before ``position`` or, after a wrap, behind
     ``have``; ``live`` holds where each begins, oldest first.
+
+    Args:
+        on_copy: hears how many received bytes had to be copied to another place.
     """
 
-    def __init__(self, sock: socket.socket, lane: Lane, slab: memoryview, leftover: bytes) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        lane: Lane,
+        slab: memoryview,
+        leftover: bytes,
+        on_copy: Callable[[int], None] = lambda copied_bytes: None,
+    ) -> None:
         self._sock = sock
         self.space = slab[lane.rx : lane.rx + lane.rx_bytes]
         self.space[: len(leftover)] = leftover
         self.position = 0
         self.have = len(leftover)
         self.live: deque[int] = deque()
-        self.copied_bytes = 0
+        self._on_copy = on_copy
 
     def room(self, *, may_move: bool) -> int:
         """Bytes that could be received now; ``may_move`` as for ``receive``."""
@@ -100,5 +111,5 @@ class ReceiveLane:
         leftover = self.have - self.position
         if leftover:
             self.space[:leftover] = bytes(self.space[self.position : self.have])
-            self.copied_bytes += leftover
+            self._on_copy(leftover)
         self.position, self.have = 0, leftover
