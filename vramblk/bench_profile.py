@@ -21,14 +21,14 @@ from urllib.parse import quote
 
 from . import kernel, logs
 from .bench_client import Client, Target, parse_uri
-from .crew import choose_workers
 from .errors import ConfigError, PreconditionError, RuntimeFailure, StartupError
-from .failures import startup_error
 from .nbd.constants import Command
 from .settings import Settings
 from .shared import stages
 from .shared.spin import spin_ns
 from .shared.stages import Snapshot, Stage, StageTimes
+from .supervision.crew import choose_workers
+from .supervision.failures import startup_error
 from .units import UnixAddress, format_bytes
 
 _COMMANDS: tuple[Literal[Command.READ, Command.WRITE], ...] = (Command.READ, Command.WRITE)

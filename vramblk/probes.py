@@ -8,10 +8,11 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import listeners, swapsafety
+from . import swapsafety
 from .errors import StartupError
 from .memory import maptarget
 from .settings import ExportSettings, Settings
+from .supervision import listeners
 from .units import TcpAddress, format_bytes
 
 OK, WARNING, MISSING = "ok", "warning", "missing"

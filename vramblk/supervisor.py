@@ -20,25 +20,26 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from . import children, listeners, logs, swapsafety, worker
-from .acceptor import Acceptor
-from .children import Child
-from .crew import Crew, choose_workers, slab_bytes
-from .draining import Drain, set_state
-from .engineprocess import EngineProcess
+from . import logs, swapsafety, worker
 from .errors import PreconditionError, RuntimeFailure, StartupError
-from .eventloop import EventLoop
-from .failures import reporting
-from .listeners import Listener
-from .logpipe import LogPipe
-from .observerprocess import ObserverProcess
-from .processtable import ProcessTable
 from .settings import Settings
 from .shared.barrier import require_ordered_stores
 from .shared.context import Shared, make_shared
 from .shared.control import ControlWord, State
-from .signalpipe import SignalPipe
-from .startupbar import StartupBar
+from .supervision import children, listeners
+from .supervision.acceptor import Acceptor
+from .supervision.children import Child
+from .supervision.crew import Crew, choose_workers, slab_bytes
+from .supervision.draining import Drain, set_state
+from .supervision.engineprocess import EngineProcess
+from .supervision.eventloop import EventLoop
+from .supervision.failures import reporting
+from .supervision.listeners import Listener
+from .supervision.logpipe import LogPipe
+from .supervision.observerprocess import ObserverProcess
+from .supervision.processtable import ProcessTable
+from .supervision.signalpipe import SignalPipe
+from .supervision.startupbar import StartupBar
 from .tls import make_context
 from .units import UnixAddress
 

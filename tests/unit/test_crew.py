@@ -14,15 +14,15 @@ import pytest
 import structlog
 
 from vramblk import logs
-from vramblk.children import Child
-from vramblk.crew import Backoff, Crew, choose_workers, slab_bytes
 from vramblk.errors import ConfigError, PreconditionError, RuntimeFailure
-from vramblk.eventloop import EventLoop
 from vramblk.serving.lanes import Lanes
 from vramblk.settings import Settings, load_settings
 from vramblk.shared.context import make_shared
 from vramblk.shared.control import ControlWord
 from vramblk.shared.window import Word
+from vramblk.supervision.children import Child
+from vramblk.supervision.crew import Backoff, Crew, choose_workers, slab_bytes
+from vramblk.supervision.eventloop import EventLoop
 from vramblk.worker import lanes_per_worker
 
 

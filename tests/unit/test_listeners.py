@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import structlog
 
-from vramblk import listeners, logs
-from vramblk.acceptor import Acceptor
+from vramblk import logs
 from vramblk.errors import ConfigError, PreconditionError, RuntimeFailure
-from vramblk.eventloop import EventLoop
-from vramblk.listeners import Listener, socket_group
 from vramblk.settings import load_settings
 from vramblk.shared.control import Control, ControlWord
+from vramblk.supervision import listeners
+from vramblk.supervision.acceptor import Acceptor
+from vramblk.supervision.eventloop import EventLoop
+from vramblk.supervision.listeners import Listener, socket_group
 from vramblk.units import TcpAddress, UnixAddress
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="requires root: gives a file to another group")
@@ -343,7 +344,7 @@ def test_one_above_the_limit_is_closed(door: Door) -> None:
 
 def test_nobody_is_refused_while_a_worker_is_replaced(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients wait in the backlog, without a turn for them, until there is room again."""
-    monkeypatch.setattr("vramblk.acceptor._FULL_PAUSE_S", 0.05)
+    monkeypatch.setattr("vramblk.supervision.acceptor._FULL_PAUSE_S", 0.05)
     door.workers.has_room = False
     with door.connect() as client:
         door.loop.turn(5)
@@ -368,7 +369,7 @@ def test_exhaustion_pauses_and_resumes(
     door: Door, log: list[Any], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """No descriptor or no memory is left: it is told once, the client waits unaccepted, then is served."""
-    monkeypatch.setattr("vramblk.acceptor._EXHAUSTED_PAUSE_S", 0.2)
+    monkeypatch.setattr("vramblk.supervision.acceptor._EXHAUSTED_PAUSE_S", 0.2)
     door.listener.errors = [number]
     with door.connect() as client:
         door.loop.turn(5)
@@ -404,7 +405,7 @@ def test_swap_refuses_what_has_no_worker(tmp_path: Path, log: list[Any]) -> None
 
 def test_closed_door(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """A drain closes the sockets, also while accepting pauses, and nothing opens them again."""
-    monkeypatch.setattr("vramblk.acceptor._EXHAUSTED_PAUSE_S", 0.05)
+    monkeypatch.setattr("vramblk.supervision.acceptor._EXHAUSTED_PAUSE_S", 0.05)
     door.listener.errors = [errno.EMFILE]
     with door.connect() as client:
         door.loop.turn(5)

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from vramblk.eventloop import EventLoop
 from vramblk.memory.base import DeviceError, Pattern
 from vramblk.progressmail import ProgressMail, prove_all
-from vramblk.startupbar import StartupBar
+from vramblk.supervision.eventloop import EventLoop
+from vramblk.supervision.startupbar import StartupBar
 
 MIB = 1 << 20
 
@@ -153,8 +153,8 @@ class Terminal:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr("vramblk.startupbar._FIRST_S", 0.05)
-    monkeypatch.setattr("vramblk.startupbar._NEXT_S", 0.02)
+    monkeypatch.setattr("vramblk.supervision.startupbar._FIRST_S", 0.05)
+    monkeypatch.setattr("vramblk.supervision.startupbar._NEXT_S", 0.02)
     found = Terminal()
     yield found
     found.close()
@@ -182,7 +182,7 @@ def test_bar_follows_the_reports(terminal: Terminal, loop: EventLoop) -> None:
 
 def test_short_start_has_no_bar(terminal: Terminal, loop: EventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is over within a second leaves the terminal alone."""
-    monkeypatch.setattr("vramblk.startupbar._FIRST_S", 1.0)
+    monkeypatch.setattr("vramblk.supervision.startupbar._FIRST_S", 1.0)
     bar = StartupBar(loop, terminal.inside)
     bar.begin()
     bar.update("prove", 1, 2)

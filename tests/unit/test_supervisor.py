@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 import structlog
 
-from vramblk.children import Child
-from vramblk.draining import Drain, set_state
-from vramblk.engineprocess import EngineProcess
 from vramblk.errors import PreconditionError, RuntimeFailure, StartupError
-from vramblk.eventloop import EventLoop
-from vramblk.failures import startup_error
-from vramblk.logpipe import LogPipe
-from vramblk.processtable import ProcessTable
 from vramblk.settings import load_settings
 from vramblk.shared.context import Shared, make_shared
 from vramblk.shared.control import ControlWord, State
-from vramblk.signalpipe import SignalPipe
+from vramblk.supervision.children import Child
+from vramblk.supervision.draining import Drain, set_state
+from vramblk.supervision.engineprocess import EngineProcess
+from vramblk.supervision.eventloop import EventLoop
+from vramblk.supervision.failures import startup_error
+from vramblk.supervision.logpipe import LogPipe
+from vramblk.supervision.processtable import ProcessTable
+from vramblk.supervision.signalpipe import SignalPipe
 
 SLAB = 1 << 16
 Events = list[dict[str, Any]]
@@ -403,7 +403,7 @@ def test_drain_of_swap_has_no_deadline(
     loop: EventLoop, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However late it is, live swap is waited for, and the log names who and the command again and again."""
-    monkeypatch.setattr("vramblk.draining._REPORT_S", 0.05)
+    monkeypatch.setattr("vramblk.supervision.draining._REPORT_S", 0.05)
     shared, crew = make(*SWAP), Clients("unix:pid=7,uid=0 vram")
     drain = Drain(shared, loop, crew)  # type: ignore[arg-type]
     drain.begin()

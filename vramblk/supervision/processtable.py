@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from . import children, logs
+from .. import logs
+from . import children
 from .children import Child
 from .eventloop import EventLoop
 from .logpipe import LogPipe

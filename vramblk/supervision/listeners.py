@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from .errors import ConfigError, PreconditionError, RuntimeFailure
-from .units import Address, TcpAddress, UnixAddress
+from ..errors import ConfigError, PreconditionError, RuntimeFailure
+from ..units import Address, TcpAddress, UnixAddress
 
 GROUP_VARIABLE = "VRAMBLK_SOCKET_GID"
 

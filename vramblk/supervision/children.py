@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from . import childsignals, kernel, logs
-from .errors import StartupError
+from .. import childsignals, kernel, logs
+from ..errors import StartupError
 
 #: Exit status of a child that ends by an exception which nobody foresaw (EX_SOFTWARE).
 UNCAUGHT = 70

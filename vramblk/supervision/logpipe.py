@@ -8,7 +8,7 @@ import select
 import time
 from collections.abc import Callable
 
-from . import logs
+from .. import logs
 from .children import Channel
 
 _BYTES = 1 << 20

@@ -6,12 +6,12 @@ import socket
 import time
 from collections.abc import Sequence
 
-from . import logs, swapsafety
+from .. import logs, swapsafety
+from ..shared.context import Shared
 from .children import Child
 from .crew import Backoff
 from .eventloop import EventLoop
 from .processtable import ProcessTable
-from .shared.context import Shared
 
 _GRACE_S = 1.0
 _TIMER = "observer"
@@ -82,7 +82,7 @@ class ObserverProcess:
     def _run(self, supervisor: socket.socket) -> int:
         if self._swap:
             swapsafety.leave_data_path()
-        from . import observer
+        from .. import observer
 
         return observer.run(self._shared, self._log_reader, list(self._sockets), supervisor)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import time
 
-from . import logs
+from .. import logs
+from ..shared.context import Shared
+from ..shared.control import ControlWord, State
 from .crew import Crew
 from .eventloop import EventLoop
-from .shared.context import Shared
-from .shared.control import ControlWord, State
 
 _POLL_S = {"scratch": 0.05, "swap": 0.5}
 _REPORT_S = 10.0

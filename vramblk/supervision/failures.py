@@ -9,7 +9,7 @@ import json
 import socket
 from collections.abc import Callable, Mapping
 
-from .errors import ConfigError, PreconditionError, RuntimeFailure, StartupError
+from ..errors import ConfigError, PreconditionError, RuntimeFailure, StartupError
 
 _KINDS: Mapping[int, type[StartupError]] = {
     error.exit_code: error for error in (RuntimeFailure, ConfigError, PreconditionError)

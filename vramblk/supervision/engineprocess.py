@@ -8,14 +8,14 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import logs
+from .. import logs
+from ..errors import RuntimeFailure, StartupError
+from ..shared.context import Shared
+from ..shared.control import ControlWord
 from .children import Child
-from .errors import RuntimeFailure, StartupError
 from .eventloop import EventLoop
 from .failures import reporting, startup_error
 from .processtable import ProcessTable
-from .shared.context import Shared
-from .shared.control import ControlWord
 
 _KILL_GRACE_S = 1.0
 

@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import logs
+from .. import logs
+from ..errors import ConfigError, RuntimeFailure, StartupError
+from ..serving.lanes import smallest_slab
+from ..settings import Settings
+from ..shared.context import Shared
+from ..shared.control import ControlWord
+from ..shared.window import CONNECTIONS, Window, Word
+from ..worker import lanes_per_worker
 from .children import Child
-from .errors import ConfigError, RuntimeFailure, StartupError
 from .eventloop import EventLoop
 from .failures import startup_error
-from .serving.lanes import smallest_slab
-from .settings import Settings
-from .shared.context import Shared
-from .shared.control import ControlWord
-from .shared.window import CONNECTIONS, Window, Word
-from .worker import lanes_per_worker
 
 #: Receive part and transmit part of a worker's slab, bytes. In swap mode all of it is locked.
 SLAB_BYTES = 16 << 20

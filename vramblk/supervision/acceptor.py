@@ -6,12 +6,12 @@ import errno
 import itertools
 from collections.abc import Sequence
 
-from . import logs
+from .. import logs
+from ..settings import Settings
+from ..shared.control import Control, ControlWord
 from .crew import Crew
 from .eventloop import EventLoop
 from .listeners import Listener
-from .settings import Settings
-from .shared.control import Control, ControlWord
 
 _ACCEPTS = 64
 _FULL_PAUSE_S = 0.1
