@@ -34,7 +34,7 @@ _FIRST_CALL, _BEHIND_CALLS = int(Stage.SET_ARG), int(Stage.FINISH) + 1
 
 
 def watch_engine(engine: Any, times: StageTimes) -> None:
-    """Time an ``engine.Engine``; the OpenCL calls are timed by ``memory.hotcalls``."""
+    """Time an ``executor.Executor``; the OpenCL calls are timed by ``memory.hotcalls``."""
     recorder, clock = times.engine, time.monotonic_ns
     gathered = recorder.gathered
     submitted, done = times.submitted, times.done

@@ -14,7 +14,8 @@ from typing import Any
 
 from tests.unit.plain_memory import PlainMemory
 from vramblk import observer
-from vramblk.engine import Engine, describe
+from vramblk.engine import describe
+from vramblk.executor import Executor
 from vramblk.memory.base import Batch
 from vramblk.settings import Settings, load_settings
 from vramblk.shared.context import Shared, make_shared
@@ -43,7 +44,7 @@ class Observed:
         for written in self.shared.written:
             written.resize(SIZE)
         self.shared.control.publish_geometry(describe(self.shared, self.memories))
-        self.engine = Engine(self.shared, self.memories)
+        self.engine = Executor(self.shared, self.memories)
         self.stall = threading.Event()
         self._ended = threading.Event()
         self.control.store(ControlWord.SUPERVISOR_PID, os.getpid())

@@ -8,7 +8,7 @@ import statistics
 
 import pytest
 
-from vramblk.engine import Engine
+from vramblk.executor import Executor
 from vramblk.nbd.transmission import Parser
 from vramblk.serving.pending import Submitter
 from vramblk.serving.receive import ReceiveLane
@@ -98,7 +98,7 @@ def test_nothing_is_wrapped_where_nobody_asked() -> None:
         SubmissionRing: ["publish"],
         Submitter: ["collect"],
         ReplyQueue: ["flush"],
-        Engine: ["turn", "_decode", "_execute"],
+        Executor: ["turn", "_decode", "_execute"],
     }.items():
         for name in names:
             assert getattr(owner, name).__qualname__ == f"{owner.__name__}.{name}"

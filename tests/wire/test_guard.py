@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import structlog
 
-from vramblk.engine import Engine
+from vramblk.executor import Executor
 from vramblk.memory.devices import CPU, DeviceInfo, discover
 from vramblk.memory.opencl import OpenCLMemory
 from vramblk.memory.opendevice import OpenDevice
@@ -69,7 +69,7 @@ class Rig:
     client: socket.socket
     connection: Connection
     submitter: Submitter
-    engine: Engine
+    engine: Executor
     window: Any
     engine_counters: Any
     calls: list[str] = field(default_factory=list)
@@ -126,7 +126,7 @@ def rig(cpu: DeviceInfo) -> Iterator[Rig]:
         server, "guard", lane, window, submitter, export, ReplyFormat(False, False), None, b"",
         structlog.get_logger(),
     )  # fmt: skip
-    engine = Engine(shared, [memory])
+    engine = Executor(shared, [memory])
     rig = Rig(client, connection, submitter, engine, window, shared.control.engine_counters)
     record(memory, rig.calls)
     yield rig

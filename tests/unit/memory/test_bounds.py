@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.memory.contract import HEADERS, RX, WINDOWS, Rig, make_rig, windows
-from vramblk.engine import Engine
+from vramblk.executor import Executor
 from vramblk.memory.arenas import plan_arenas
 from vramblk.memory.base import Batch, DeviceError, Pattern, Run
 from vramblk.memory.devices import CPU, discover
@@ -293,7 +293,7 @@ def test_mapped(mapped: Mapped, drawn: list[Any], runs: str, window: int) -> Non
 
 @given(COLUMNS, st.sampled_from([Op.GATHER, Op.SCATTER]))
 @settings(max_examples=60, deadline=None)
-def test_the_engine_goes_on(served: tuple[Any, Engine], columns: list[tuple[int, int, int]], op: Op) -> None:
+def test_the_engine_goes_on(served: tuple[Any, Executor], columns: list[tuple[int, int, int]], op: Op) -> None:
     """The engine takes a run of such columns, says that it is done, and serves the next entry."""
     shared, engine = served
     window = shared.windows[0]
@@ -326,5 +326,5 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         )
     memory.attach(shared.windows)
     shared.written[0].resize(SIZE)
-    yield shared, Engine(shared, [memory])
+    yield shared, Executor(shared, [memory])
     memory.close()

@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from tests.unit.plain_memory import PlainMemory
-from vramblk.engine import Engine
+from vramblk.executor import Executor
 from vramblk.memory.base import Batch, DeviceError
 from vramblk.nbd.replies import ReplyFormat
 from vramblk.serving.connection import Connection
@@ -35,7 +35,7 @@ class Rig:
     client: socket.socket
     connection: Connection
     submitter: Submitter
-    engine: Engine
+    engine: Executor
     memory: PlainMemory
     written: Any
 
@@ -97,7 +97,7 @@ def make_rig() -> Iterator[MakeRig]:
         )
         memory = PlainMemory(SIZE, shared.windows, arena_bytes, before)
         shared.written[0].resize(SIZE)
-        engine = Engine(shared, [memory])  # type: ignore[list-item]
+        engine = Executor(shared, [memory])  # type: ignore[list-item]
         client, server = socket.socketpair()
         opened.extend((client, server))
         client.setblocking(False)
