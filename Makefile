@@ -13,6 +13,7 @@ help:
 	@echo "make install    $(VENV) with $(BIN)/vramblk in it, CPU OpenCL included"
 	@echo "make run        serve VRAM, or RAM where there is no GPU, on 127.0.0.1:10809 (ARGS='--size 1G')"
 	@echo "make up         the container: build, start, wait until healthy; also make down, make logs, make status"
+	@echo "make up SWAP=1  the container in swap mode, then swap on; make down takes swap off first (both need root)"
 	@echo "make install-host, make uninstall-host   vramblk-swap and its systemd units (as root; DESTDIR)"
 	@echo "make test       every test that this machine can run; test-unit, -wire, -page, -container, -vm, -gpu: one group"
 	@echo "make lint       ruff, mypy --strict, import contracts, shellcheck"

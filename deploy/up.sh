@@ -3,6 +3,7 @@
 #
 #   deploy/up.sh up|down|logs|status
 #
+# With SWAP=1 `up` starts the server in swap mode and then turns swap on; `down` takes swap off first, if it is on.
 # `up` chooses the compose files for this host's GPU, keeps the choice in .env, builds, starts, waits until the server
 # is healthy and says how to connect. What .env or the environment already says is never changed.
 # Exit status: 1 the server does not become healthy, or clients are attached; 2 a setting contradicts another;
@@ -106,6 +107,11 @@ choose_vendor() {
 }
 
 choose_files() {
+    case ${SWAP:-} in
+        '' | 0) ;;
+        1) export VRAMBLK_MODE=swap ;;
+        *) fail 2 "SWAP=$SWAP: allowed are 1 and nothing" ;;
+    esac
     mode=$(setting VRAMBLK_MODE)
     files=$(setting COMPOSE_FILE)
     if [ -z "$files" ]; then
@@ -205,6 +211,14 @@ outdated() {
     [ "$(inspect "$1" '{{index .Config.Labels "com.docker.compose.config-hash"}}')" != "$hash" ]
 }
 
+# The host's side of swap, which needs root.
+host_script() {
+    if [ "$(id -u)" = 0 ]; then root=; else root='sudo '; fi
+    say "+ ${root}host/vramblk-swap $1"
+    # shellcheck disable=SC2086  # a word or nothing
+    ${root}host/vramblk-swap "$1"
+}
+
 # --- the four commands -----------------------------------------------------------------------------------------------
 
 wait_until_healthy() {
@@ -265,12 +279,20 @@ up() {
     fi
     rm -f "$log"
     wait_until_healthy "$(container)"
+    if [ "${SWAP:-}" = 1 ]; then
+        host_script up || fail 1 'the server is healthy, but swap is not on; see above, then: sudo host/vramblk-swap up'
+    fi
     say_how_to_connect
 }
 
 down() {
     old=$(container)
-    if running "$old" && is_swap "$old"; then refuse_with_clients "$old" 'stopping'; fi
+    if running "$old" && is_swap "$old"; then
+        if [ "$(clients "$old")" != 0 ]; then
+            host_script down || fail 1 'swap cannot be taken off, so the container is not stopped; see: sudo host/vramblk-swap status'
+        fi
+        refuse_with_clients "$old" 'stopping'
+    fi
     compose down --remove-orphans
     run_dir=$(setting VRAMBLK_RUN_DIR)
     rmdir "${run_dir:-/run/vramblk}" 2>/dev/null || true

@@ -1,4 +1,4 @@
-"""The engine: the only process that touches the device. It owns the memories and serves until it is stopped."""
+"""The engine: the only process that touches the device. It owns the memories and executes batches."""
 
 from __future__ import annotations
 

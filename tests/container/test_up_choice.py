@@ -55,6 +55,11 @@ class Host:
         self.write(f"bin/{name}", text)
         (self.directory / "bin" / name).chmod(0o755)
 
+    def script(self, body: str) -> None:
+        """What host/vramblk-swap does; it writes its arguments to the calls first."""
+        self.write("clone/host/vramblk-swap", f'#!/bin/sh\necho "vramblk-swap $*" >>"$TEST/calls"\n{body}\n')
+        (self.directory / "clone/host/vramblk-swap").chmod(0o755)
+
     def run(self, command: str = "up", **variables: str) -> subprocess.CompletedProcess[str]:
         path = f"{self.directory / 'bin'}:{os.environ['PATH']}"
         return subprocess.run(
@@ -82,7 +87,9 @@ def host(tmp_path: Path) -> Host:
     (tmp_path / "clone/vramblk/__init__.py").write_text('__version__ = "1.2.3"\n')
     (tmp_path / "host").mkdir()
     made = Host(tmp_path)
+    made.script("exit 1")
     made.program("docker", DOCKER)
+    made.program("id", "#!/bin/sh\necho 0\n")
     made.program("nvidia-smi", "#!/bin/sh\nexit 9\n")
     return made
 
@@ -232,6 +239,49 @@ def test_a_swap_server_with_clients_or_without_an_answer_is_left_alone(host, com
     host.write("status", status)
     refused(host.run(command, VRAMBLK_MODE="swap"), 1, "vramblk-swap")
     assert "compose up" not in host.calls
+    assert "compose down" not in host.calls
+
+
+def test_swap_1_starts_the_server_and_then_swap(host):
+    host.write("host/dev/kfd")
+    host.script("exit 0")
+    done = host.run(SWAP="1")
+    assert done.returncode == 0, done.stderr
+    assert host.dotenv["COMPOSE_FILE"].endswith("compose.swap.yaml")
+    assert host.calls.index("compose up -d") < host.calls.index("vramblk-swap up")
+
+
+def test_swap_1_says_when_only_swap_fails(host):
+    host.write("host/dev/kfd")
+    refused(host.run(SWAP="1"), 1, "swap is not on")
+
+
+def test_swap_with_another_value_is_refused(host):
+    refused(host.run(SWAP="yes"), 2, "SWAP=yes")
+
+
+def test_swap_1_without_a_gpu_starts_nothing(host):
+    refused(host.run(SWAP="1"), 78, "swap mode needs a GPU")
+    assert "compose up" not in host.calls
+
+
+def test_down_takes_swap_off_first(host):
+    host.write("container", "container-id\n")
+    host.write("env", "VRAMBLK_MODE=swap\n")
+    host.write("status", '{"connections": [1]}')
+    host.script("""echo '{"connections": []}' >"$TEST/status" """)
+    done = host.run("down")
+    assert done.returncode == 0, done.stderr
+    assert host.calls.index("vramblk-swap down") < host.calls.index("compose down")
+
+
+def test_down_leaves_the_container_alone_if_swap_stays_on(host):
+    host.write("container", "container-id\n")
+    host.write("env", "VRAMBLK_MODE=swap\n")
+    host.write("status", '{"connections": [1]}')
+    refused(host.run("down"), 1, "swap cannot be taken off")
+    host.script("exit 0")  # says that it worked, but a client is still there
+    refused(host.run("down"), 1, "clients are attached (1)")
     assert "compose down" not in host.calls
 
 
