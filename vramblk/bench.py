@@ -96,7 +96,12 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
             for row in rows:
                 tick = start(row.name)
                 found = client.measure(
-                    row.command, row.block_bytes, row.depth, arguments.seconds, row.sequential, tick
+                    float(row.command is Command.READ),
+                    row.block_bytes,
+                    row.depth,
+                    arguments.seconds,
+                    row.sequential,
+                    tick,
                 )
                 measured.append((row, found))
         if arguments.json:

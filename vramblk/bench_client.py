@@ -17,7 +17,7 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Concatenate, Literal, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from .errors import ConfigError, RuntimeFailure
@@ -180,18 +180,23 @@ class Client:
     @_in_one_line
     def measure(
         self,
-        command: Literal[Command.READ, Command.WRITE],
+        reads: float,
         block_bytes: int,
         depth: int,
         seconds: float,
         sequential: bool,
         tick: Callable[[float], None],
     ) -> Measurement:
-        """Keep ``depth`` requests in flight for so many seconds; ``tick`` hears how many have passed."""
+        """Keep ``depth`` requests in flight for so many seconds.
+
+        Args:
+            reads: share of reads, from 0 to 1; the others are writes, chosen by chance.
+            tick: hears how many seconds have passed.
+        """
         blocks = self.size_bytes // block_bytes
-        payload = os.urandom(block_bytes) if command is Command.WRITE else b""
-        reply_bytes = _REPLY.size + (block_bytes if command is Command.READ else 0)
-        buffer = bytearray(max(_RECEIVE_BUFFER, 2 * reply_bytes))
+        payload = os.urandom(block_bytes) if reads < 1 else b""
+        commands: list[Command] = [Command.READ] * depth
+        buffer = bytearray(max(_RECEIVE_BUFFER, 2 * (_REPLY.size + block_bytes)))
         view = memoryview(buffer)
         sent_ns, offsets, latencies = [0] * depth, [0] * depth, array("Q")
         chance, clock = random.Random(), time.perf_counter_ns
@@ -207,15 +212,18 @@ class Client:
                     counter += 1
                     offsets[slot] = block * block_bytes
                     sent_ns[slot] = now
+                    command = commands[slot] = (
+                        Command.READ if reads == 1 or chance.random() < reads else Command.WRITE
+                    )
                     parts.append(_REQUEST.pack(REQUEST_MAGIC, 0, command, slot, offsets[slot], block_bytes))
-                    if payload:
+                    if command is Command.WRITE:
                         parts.append(payload)
                 in_flight += len(free)
                 free = []
                 self._send(parts)
             if not in_flight:
                 break
-            if len(buffer) - filled < reply_bytes:
+            if len(buffer) - filled < _REPLY.size + block_bytes:
                 view[: filled - taken] = bytes(view[taken:filled])
                 filled, taken = filled - taken, 0
             got = self._socket.recv_into(view[filled:])
@@ -230,7 +238,9 @@ class Client:
                     raise RuntimeFailure(
                         f"{self.target.uri}: a reply for cookie {slot:#x}, which was never sent"
                     )
+                command = commands[slot]
                 self._check(reply, command, offsets[slot])
+                reply_bytes = _REPLY.size + (block_bytes if command is Command.READ else 0)
                 if filled - taken < reply_bytes:
                     break
                 taken += reply_bytes

@@ -16,13 +16,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 from . import kernel, logs
 from .bench_client import Client, Target, parse_uri
 from .errors import ConfigError, PreconditionError, RuntimeFailure, StartupError
-from .nbd.constants import Command
 from .settings import Settings
 from .shared import stages
 from .shared.spin import spin_ns
@@ -31,8 +30,14 @@ from .supervision.crew import choose_workers
 from .supervision.failures import startup_error
 from .units import UnixAddress, format_bytes
 
-_COMMANDS: tuple[Literal[Command.READ, Command.WRITE], ...] = (Command.READ, Command.WRITE)
-_SHAPES = ((4 << 10, 1), (4 << 10, 32), (1 << 20, 8))
+_READ, _WRITE, _MIX = 1.0, 0.0, 0.7
+_KIB = 1 << 10
+#: Share of reads, block size in bytes, queue depth.
+_ROWS = (
+    (_READ, 4 * _KIB, 1), (_WRITE, 4 * _KIB, 1), (_READ, 4 * _KIB, 32), (_WRITE, 4 * _KIB, 32),
+    (_MIX, 4 * _KIB, 32), (_READ, 32 * _KIB, 16), (_READ, 128 * _KIB, 16), (_WRITE, 128 * _KIB, 16),
+    (_READ, 1024 * _KIB, 8), (_WRITE, 1024 * _KIB, 8),
+)  # fmt: skip
 _POLL_S = 0.02
 _LAST_WORD_S = 2.0
 _REPORT_BYTES = 65536
@@ -76,9 +81,13 @@ class ProfiledStage:
 
 @dataclass(frozen=True)
 class Profile:
-    """The stages of one row."""
+    """The stages of one row.
 
-    command: Literal[Command.READ, Command.WRITE]
+    Attributes:
+        reads: their share of the requests; the others are writes.
+    """
+
+    reads: float
     block_bytes: int
     depth: int
     seconds: float
@@ -89,7 +98,11 @@ class Profile:
 
     @property
     def name(self) -> str:
-        return f"{format_bytes(self.block_bytes).lower()} {self.command.name.lower()} qd{self.depth}"
+        return f"{format_bytes(self.block_bytes).lower()} {self.command} qd{self.depth}"
+
+    @property
+    def command(self) -> str:
+        return {_READ: "read", _WRITE: "write"}.get(self.reads, f"mix{self.reads * 100:.0f}")
 
     @property
     def requests_per_batch(self) -> float:
@@ -109,17 +122,16 @@ def run(
     """
     profiles = []
     with _server(settings) as (times, target), Client(target) as client:
-        if client.size_bytes < max(size for size, _ in _SHAPES):
+        if client.size_bytes < max(size for _, size, _ in _ROWS):
             raise PreconditionError(
                 f"the export has {format_bytes(client.size_bytes)}; at least 1M is needed"
             )
-        for command in _COMMANDS:
-            for block_bytes, depth in _SHAPES:
-                row = Profile(command, block_bytes, depth, seconds, 0, 0, 0, [])
-                tick = progress(row.name)
-                before = times.snapshot()
-                found = client.measure(command, block_bytes, depth, seconds, block_bytes > 4096, tick)
-                profiles.append(_filled(row, found.iops, times.snapshot() - before))
+        for reads, block_bytes, depth in _ROWS:
+            row = Profile(reads, block_bytes, depth, seconds, 0, 0, 0, [])
+            tick = progress(row.name)
+            before = times.snapshot()
+            found = client.measure(reads, block_bytes, depth, seconds, block_bytes > 4096, tick)
+            profiles.append(_filled(row, found.iops, times.snapshot() - before))
         size_bytes, memory = client.size_bytes, client.description
     spinning = spin_ns(settings) > 0
     if as_json:
@@ -275,7 +287,7 @@ def _document(profiles: list[Profile], size_bytes: int, memory: str, spinning: b
         "rows": [
             {
                 "name": row.name,
-                "command": row.command.name.lower(),
+                "command": row.command,
                 "block_bytes": row.block_bytes,
                 "depth": row.depth,
                 "seconds": row.seconds,

@@ -112,6 +112,7 @@ class Worker:
             if self._orphaned and (not self._swap or not self._connections):
                 return
             if self._spin_ns and self._connections and clock() - last < self._spin_ns:
+                self.submitter.watch()
                 continue
             turns = 0
             self._sleep()

@@ -60,19 +60,22 @@ def start(temporary: Path) -> Iterator[Start]:
 
 
 def test_every_row_names_every_stage_of_a_batch(start: Start, temporary: Path) -> None:
-    """Six rows; runs of small requests go through kernels, single and large ones are copied directly."""
+    """Ten rows; runs of small requests go through kernels, single and large ones are copied directly."""
     process = start("--allow-cpu", "--seconds", "0.3", "--json")
     out, err = process.communicate(timeout=150)
     assert (process.returncode, err) == (0, "")
     found = json.loads(out)
     assert found["size_bytes"] == 64 << 20 and found["memory"].startswith("memory of ")
     rows = {row["name"]: row for row in found["rows"]}
-    assert len(rows) == 6
+    assert len(rows) == 10
     for command in ("read", "write"):
         for shape, expected in (("4k {} qd1", DIRECT), ("4k {} qd32", RUN), ("1m {} qd8", DIRECT)):
             check(rows[shape.format(command)], expected)
         assert rows[f"4k {command} qd1"]["requests_per_batch"] == pytest.approx(1, abs=0.05)
         assert rows[f"4k {command} qd32"]["requests_per_batch"] > 1.5
+        check(rows[f"128k {command} qd16"], DIRECT)
+    check(rows["4k mix70 qd32"], RUN)
+    check(rows["32k read qd16"], RUN)
     assert not os.listdir(temporary)
 
 
@@ -97,8 +100,8 @@ def check(row: dict[str, Any], expected: list[str]) -> None:
 def test_the_table_has_a_line_for_each_stage(start: Start) -> None:
     out, err = start("--allow-cpu", "--seconds", "0.1").communicate(timeout=150)
     assert err == ""
-    assert out.count("requests per batch") == 6
-    assert out.count("doorbell to taken") == out.count("finish") == 6
+    assert out.count("requests per batch") == 10
+    assert out.count("doorbell to taken") == out.count("finish") == 10
 
 
 def test_a_server_that_cannot_start_says_why_in_one_line(start: Start, temporary: Path) -> None:

@@ -112,8 +112,11 @@ class Connection:
         progress = False
         if not self.ended and not self.replies.broken:
             progress = self._receive()
+        received = self.received
         while not self.replies.broken and self._step():
             progress = True
+            if received.position == received.have and self._large_read is None:
+                break  # nothing is left, and the engine need not wait until that is found out
         self._submitter.publish()
         return progress
 
