@@ -33,10 +33,7 @@ LARGEST_DRAINED_PAYLOAD = (1 << 32) - 1
 LARGEST_PAYLOAD = 64 << 20
 
 #: Magic, flags and command are taken as one 64-bit number, the head.
-#: Magic, flags and command are taken as one 64-bit number, the head.
 _HEADERS = {False: struct.Struct(">Q8sQI"), True: struct.Struct(">Q8sQQ")}
-#: Of a header only what is needed to find the next one: head and length.
-_STEPS = {False: struct.Struct(">Q16xI"), True: struct.Struct(">Q16xQ")}
 _DTYPES = {
     False: np.dtype([("head", ">u8"), ("cookie", "<u4", (2,)), ("offset", ">u8"), ("length", ">u4")]),
     True: np.dtype([("head", ">u8"), ("cookie", "<u4", (2,)), ("offset", ">u8"), ("length", ">u8")]),
@@ -165,10 +162,10 @@ class Parser:
         self._run_bytes = run_bytes
         self._magic = EXTENDED_REQUEST_MAGIC if extended else REQUEST_MAGIC
         self._header = _HEADERS[extended]
-        self._step = _STEPS[extended]
         self._dtype = _DTYPES[extended]
         self.header_bytes = self._header.size
-        self._header_range = np.arange(self.header_bytes)
+        #: What came last was a mixture: it is not tried again whether what follows is all of one kind.
+        self._likely_mixed = False
         payload_flag = int(CommandFlag.PAYLOAD_LEN) if extended else 0
         self._read_head = self._head(Command.READ, 0)
         self._write_head = self._write_fua_head = -1
@@ -198,6 +195,8 @@ class Parser:
         if head == self._read_head:
             if left == size or not self._is_plain(offset, length):
                 return Request(_READ, 0, cookie, offset, length, 0)
+            if self._likely_mixed:
+                return self._mixed(position, have)
             return self._read_run(position, min(left // size, RUN_REQUESTS)) or self._mixed(position, have)
         if head == self._write_head or head == self._write_fua_head:
             whole = size + length
@@ -205,7 +204,7 @@ class Parser:
                 return None
             if left == whole or not self._is_plain(offset, length):
                 return Request(_WRITE, head >> 16 & 0xFFFF, cookie, offset, length, length)
-            if head == self._write_head:
+            if head == self._write_head and not self._likely_mixed:
                 return self._write_run(position, have, length) or self._mixed(position, have)
             return self._mixed(position, have)
         return self._single(position)
@@ -304,72 +303,66 @@ class Parser:
     def _mixed(self, position: int, have: int) -> Plain | Request | None:
         """Plain requests of any mixture up to the first that is not, or that one request."""
         size = self.header_bytes
-        view, step = self._view, self._step.unpack_from
+        view, unpack = self._view, self._header.unpack_from
         read_head, write_head, write_fua_head = self._read_head, self._write_head, self._write_fua_head
-        positions: list[int] = []
+        # Lists, not numpy: the walk is needed anyway, and for a dozen requests they cost less.
+        is_plain = self._is_plain
+        read_cookies: list[bytes] = []
+        read_offsets: list[int] = []
+        read_lengths: list[int] = []
+        write_cookies: list[bytes] = []
+        write_offsets: list[int] = []
+        write_lengths: list[int] = []
+        payloads: list[int] = []
         budget = self._run_bytes
         start = position
         for _ in range(RUN_REQUESTS):
             if have - position < size:
                 break
-            head, length = step(view, position)
-            if length > PLAIN_BYTES or budget < length + LONGEST_READ_HEADER:
+            head, cookie, offset, length = unpack(view, position)
+            if budget < length + LONGEST_READ_HEADER or not is_plain(offset, length):
                 break
             if head == read_head:
                 budget -= length + LONGEST_READ_HEADER
-                positions.append(position)
+                read_cookies.append(cookie)
+                read_offsets.append(offset)
+                read_lengths.append(length)
                 position += size
             elif head == write_head or head == write_fua_head:
                 if have - position < size + length:
                     break
                 budget -= LONGEST_READ_HEADER
-                positions.append(position)
+                write_cookies.append(cookie)
+                write_offsets.append(offset)
+                write_lengths.append(length)
+                payloads.append(position + size)
                 position += size + length
             else:
                 break
-        if len(positions) < 2:
+        if len(read_offsets) + len(write_offsets) < 2:
             return self._single(start)
-        return self._take_mixed(np.array(positions, np.int64), position)
-
-    def _take_mixed(self, positions: I64, end: int) -> Plain | Request:
-        table = self._buffer[positions[:, None] + self._header_range].view(self._dtype)[:, 0]
-        offset = table["offset"].astype(np.uint64)
-        length: I64 | None = table["length"].astype(np.int64)
-        cookie = table["cookie"]
-        is_read = table["head"] == self._read_head
-        assert length is not None
-        uniform = int(length[0])
-        bits = int(np.bitwise_or.reduce(offset))
-        if (length == uniform).all() and self._all_plain(offset, bits, None, uniform):
-            length = None
-        else:
-            uniform = 0
-            plain = (length > 0) & (((offset | length.astype(np.uint64)) & np.uint64(ALIGNMENT - 1)) == 0)
-            plain &= self._inside(offset, length)
-            if not plain.all():
-                count = int(plain.argmin())
-                if count < 2:
-                    return self._single(int(positions[0]))
-                end = int(positions[count])
-                offset, length, cookie, is_read, positions = (
-                    column[:count] for column in (offset, length, cookie, is_read, positions)
-                )
+        self._likely_mixed = bool(read_offsets and write_offsets)
         reads = writes = None
-        read_at, write_at = np.flatnonzero(is_read), np.flatnonzero(~is_read)
-        if len(read_at):
-            reads = Reads(
-                offset[read_at], cookie[read_at], length[read_at] if length is not None else None, uniform
-            )
-        if len(write_at):
-            writes = Writes(
-                offset[write_at],
-                cookie[write_at],
-                length[write_at] if length is not None else None,
-                uniform,
-                positions[write_at] + self.header_bytes,
-                bool(uniform) and uniform <= _BLOCK and not bits % _BLOCK,
-            )
-        return Plain(reads, writes, end)
+        if read_offsets:
+            reads = Reads(*_columns(read_cookies, read_offsets, read_lengths))
+        if write_offsets:
+            columns = _columns(write_cookies, write_offsets, write_lengths)
+            uniform = columns[3]
+            single_blocks = 0 < uniform <= _BLOCK and not any(offset % _BLOCK for offset in write_offsets)
+            writes = Writes(*columns, np.array(payloads, np.int64), single_blocks)
+        return Plain(reads, writes, position)
+
+
+def _columns(
+    cookies: list[bytes], offsets: list[int], lengths: list[int]
+) -> tuple[U64, U32, I64 | None, int]:
+    """The arguments of ``Reads``."""
+    cookie = np.frombuffer(b"".join(cookies), np.uint32).reshape(-1, 2)
+    offset = np.array(offsets, np.uint64)
+    uniform = lengths[0]
+    if lengths.count(uniform) == len(lengths):
+        return offset, cookie, None, uniform
+    return offset, cookie, np.array(lengths, np.int64), 0
 
 
 #: Plain integers: flag enumerations cost microseconds where every request passes.
