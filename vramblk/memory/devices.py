@@ -68,6 +68,8 @@ def load_opencl() -> Any:
         PreconditionError: there is no OpenCL loader.
     """
     os.environ.setdefault("PYOPENCL_NO_CACHE", "1")
+    # PoCL's device without threads of its own: handing a small batch to threads costs more than doing it.
+    os.environ.setdefault("POCL_DEVICES", "basic")
     directory = _cache_directory()
     if directory is not None:
         os.environ.setdefault("XDG_CACHE_HOME", directory)
