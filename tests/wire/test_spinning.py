@@ -77,7 +77,7 @@ def cpu_ticks(server: Server) -> int:
 
 
 def test_an_idle_client_costs_nothing(server: Server) -> None:
-    """With a client attached that asks for nothing, worker and engine sleep: no tick in five seconds.
+    """With a client attached that asks for nothing, worker and engine sleep: under 0.1 % of a core.
 
     The health canary reads 4 KiB now and then; a hundredth of a second of processor time for it is allowed.
     """
@@ -85,7 +85,7 @@ def test_an_idle_client_costs_nothing(server: Server) -> None:
         client.read(0, BLOCK)
         time.sleep(0.5)
         before = cpu_ticks(server)
-        time.sleep(5)
+        time.sleep(10)
         assert cpu_ticks(server) - before <= os.sysconf("SC_CLK_TCK") // 100
 
 
@@ -93,7 +93,7 @@ def test_an_idle_server_costs_nothing(server: Server) -> None:
     """The same without any client."""
     time.sleep(0.5)
     before = cpu_ticks(server)
-    time.sleep(5)
+    time.sleep(10)
     assert cpu_ticks(server) - before <= os.sysconf("SC_CLK_TCK") // 100
 
 

@@ -11,7 +11,11 @@ note() { echo "@@ NOTE $*"; }
 
 fail() {
     echo "@@ FAIL $*"
-    tail -n 30 "$server_log"
+    if [ -p "$server_log" ]; then # one that nobody has read
+        dd if="$server_log" iflag=nonblock bs=65536 count=1 status=none
+    else
+        tail -n 30 "$server_log"
+    fi
     cat /proc/swaps
     exit 1
 }
@@ -41,6 +45,8 @@ until_true() { # seconds command...
 # ---------------------------------------------------------------- the server
 
 ask() { curl --silent --fail --max-time 20 --unix-socket "$status_socket" "http://localhost$1"; }
+
+metric() { ask /metrics | awk -v name="$1" '$1 == name { print int($2); found = 1 } END { if (!found) print -1 }'; }
 
 is_ready() { ask /readyz >/dev/null; }
 

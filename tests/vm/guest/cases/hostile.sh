@@ -1,0 +1,27 @@
+# shellcheck shell=sh disable=SC2154,SC2034,SC2086,SC2046,SC3045
+# Promise 18: hostile clients on other connections change nothing for the one that carries swap.
+clients=
+missed=
+start_server --workers 3
+attach
+remember_server
+for each in storm unread; do
+    in-group victim /run/build/hostile /run/vramblk/nbd.sock "$each" /run/enough >"/run/$each" &
+    clients="$clients $!"
+done
+start_filler "$((VM_MIB * 5 / 4))" 1
+verified 'among hostile clients: every page as written (promise 18)'
+expect 0 'the device is attached as before' vramblk-swap status
+touch /run/enough
+for each in $clients; do
+    wait "$each" || missed=$?
+done
+cat /run/storm /run/unread
+[ -z "$missed" ] || fail "an attack never got through: status $missed"
+[ "$(awk '/connects/ { print $3 }' /run/storm)" -ge 2000 ] || fail 'hardly any connects'
+[ "$(awk '/read nothing/ { print $3 }' /run/unread)" -ge 5 ] || fail 'nobody left replies unread'
+pass 'each attack got through, and thousands of connects (promise 18)'
+[ "$(for each in $(data_path); do cat "/proc/$each/comm"; done | grep -c worker)" = 3 ] || fail 'a worker died'
+compare_server
+expect 0 'down after hostile clients' vramblk-swap down
+stop_server
