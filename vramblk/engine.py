@@ -15,7 +15,7 @@ from . import childsignals, logs, swapsafety
 from .errors import StartupError
 from .executor import Executor
 from .memory.base import DeviceError, Memory
-from .progressmail import ProgressMail, prove_all
+from .progressmail import ProgressMail
 from .shared import stages
 from .shared.barrier import full_barrier
 from .shared.context import Shared
@@ -116,8 +116,8 @@ def run(shared: Shared, mail: socket.socket, open_memories: OpenMemories) -> int
             verify_reads=settings.verify_reads,
             progress=progress,
         )
-        prove_all(memories, progress)
         for memory, written in zip(memories, shared.written, strict=True):
+            memory.prove(progress)
             written.resize(memory.size_bytes)
         shared.control.publish_geometry(describe(shared, memories))
         _warn(shared)

@@ -12,17 +12,9 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import cast
-
-from .memory.base import Memory, Pattern, Progress
-from .memory.patterns import prove
+from collections.abc import Callable
 
 _SHORTEST_S = 0.1
-#: A step takes a GPU about a millisecond and a slow mapping about a second.
-_STEP_BYTES = 128 << 20
-#: Written, read back, zeroed, read back.
-_PASSES = 4
 
 
 class ProgressMail:
@@ -52,42 +44,3 @@ class ProgressMail:
         answer = fcntl.ioctl(self._mail, termios.TIOCOUTQ, bytes(4))
         unread: int = struct.unpack("i", answer)[0]
         return unread
-
-
-def prove_all(memories: Sequence[Memory], progress: Progress) -> None:
-    """Prove each memory, see ``Memory.prove``, in steps between which ``progress`` is called.
-
-    Raises:
-        DeviceError: a memory did not hold what was written.
-    """
-    for memory in memories:
-        prove(cast(Memory, _InSteps(memory, progress)))
-
-
-class _InSteps:
-    """The part of a memory that a proof uses, told step by step."""
-
-    def __init__(self, memory: Memory, progress: Progress) -> None:
-        self.size_bytes = memory.size_bytes
-        self._memory = memory
-        self._progress = progress
-        self._done = 0
-
-    def fill(self, offset: int, length: int, pattern: Pattern, seed: int = 0) -> None:
-        for at, part in self._steps(offset, length):
-            self._memory.fill(at, part, pattern, seed)
-
-    def mismatches(self, offset: int, length: int, pattern: Pattern, seed: int = 0) -> list[tuple[int, int]]:
-        return [
-            found
-            for at, part in self._steps(offset, length)
-            for found in self._memory.mismatches(at, part, pattern, seed)
-        ]
-
-    def _steps(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        end = offset + length
-        for at in range(offset, end, _STEP_BYTES):
-            part = min(_STEP_BYTES, end - at)
-            self._progress("prove", self._done // _PASSES, self.size_bytes)
-            yield at, part
-            self._done += part

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from vramblk.memory.base import DeviceError, Pattern
-from vramblk.progressmail import ProgressMail, prove_all
+from vramblk.memory.patterns import prove
+from vramblk.progressmail import ProgressMail
 from vramblk.supervision.eventloop import EventLoop
 from vramblk.supervision.startupbar import StartupBar
 
@@ -106,7 +107,7 @@ class Memory:
 def test_proof_is_whole_and_in_order() -> None:
     """Every byte is written before any is read back, and zeroed after; the reports rise from 0 to the end."""
     memory, reports = Memory(300 * MIB), []
-    prove_all([memory], lambda *report: reports.append(report))  # type: ignore[list-item]
+    prove(memory, lambda *report: reports.append(report))  # type: ignore[arg-type]
     passes = [(call[0], call[1]) for call in memory.calls]
     assert list(dict.fromkeys(passes)) == [
         ("fill", "ADDRESS"), ("read", "ADDRESS"), ("fill", "ZERO"), ("read", "ZERO")
@@ -125,7 +126,8 @@ def test_bad_memory_fails_the_proof() -> None:
     """A block of the second memory, in the last step, is found and named."""
     good, bad = Memory(4096), Memory(300 * MIB, 300 * MIB - 8192)
     with pytest.raises(DeviceError, match=f"from {300 * MIB - 8192:#x} to {300 * MIB - 4096:#x}"):
-        prove_all([good, bad], lambda *_: None)  # type: ignore[list-item]
+        for memory in (good, bad):
+            prove(memory, lambda *_: None)  # type: ignore[arg-type]
     assert len(good.calls) == 4
 
 

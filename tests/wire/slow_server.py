@@ -12,7 +12,8 @@ import sys
 import time
 from typing import Any
 
-from vramblk.memory.base import DeviceError, Memory, Pattern
+from vramblk.memory.base import DeviceError, Memory, Pattern, Progress
+from vramblk.memory.patterns import prove
 
 STEP_S = float(os.environ.pop("VRAMBLK_TEST_STEP_S", "0"))
 BAD_STEP = int(os.environ.pop("VRAMBLK_TEST_BAD_STEP", "0"))
@@ -36,6 +37,9 @@ class SlowMemory:
     def mismatches(self, offset: int, length: int, pattern: Pattern, seed: int = 0) -> list[tuple[int, int]]:
         self._step()
         return self._inner.mismatches(offset, length, pattern, seed)
+
+    def prove(self, progress: Progress | None = None) -> None:
+        prove(self, progress)
 
     def zero_all(self) -> None:
         time.sleep(ZERO_S)

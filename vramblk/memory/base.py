@@ -196,7 +196,7 @@ class Memory(Protocol):
         """
         ...
 
-    def prove(self) -> None:
+    def prove(self, progress: Progress | None = None) -> None:
         """Write a pattern over the whole export, read it back, leave it zeroed and read that back.
 
         Raises:

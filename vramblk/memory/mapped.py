@@ -24,6 +24,7 @@ from .base import (
     Batch,
     DeviceError,
     Pattern,
+    Progress,
     Run,
     SlabWindow,
 )
@@ -199,8 +200,8 @@ class MappedMemory:
     def zero_all(self) -> None:
         self.fill(0, self.size_bytes, Pattern.ZERO)
 
-    def prove(self) -> None:
-        prove(self)
+    def prove(self, progress: Progress | None = None) -> None:
+        prove(self, progress)
 
     def close(self) -> None:
         if self._checksums is not None:

@@ -327,8 +327,8 @@ class OpenCLMemory:
     def zero_all(self) -> None:
         self.fill(0, self.size_bytes, Pattern.ZERO)
 
-    def prove(self) -> None:
-        prove(self)
+    def prove(self, progress: Progress | None = None) -> None:
+        prove(self, progress)
 
     def close(self) -> None:
         if self._closed:

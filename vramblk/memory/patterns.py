@@ -9,13 +9,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .base import DeviceError, Memory, Pattern
+from .base import DeviceError, Memory, Pattern, Progress
 
 BLOCK_BYTES = 4096
 _WORD = 0xFFFFFFFF
 _EIO = 5
 _PROOF_SEED = 0x9E3779B9
-_STEP_BYTES = 8 << 30
+#: A step of a proof takes a GPU about a millisecond and a slow mapping about a second.
+_STEP_BYTES = 128 << 20
+#: Written, read back, zeroed, read back.
+_PASSES = 4
 
 
 def expected_words(pattern: Pattern, offset: int, length: int, seed: int = 0) -> npt.NDArray[np.uint32]:
@@ -57,17 +60,30 @@ def bad_ranges(bad_blocks: npt.NDArray[np.bool_], offset: int) -> list[tuple[int
     ]
 
 
-def prove(memory: Memory) -> None:
+def prove(memory: Memory, progress: Progress | None = None) -> None:
     """Write, read back, zero, read back; see ``Memory.prove``."""
+    size = memory.size_bytes
+    steps = [(at, min(_STEP_BYTES, size - at)) for at in range(0, size, _STEP_BYTES)]
+    done = 0
+
+    def told(length: int) -> None:
+        nonlocal done
+        if progress is not None:
+            progress("prove", done // _PASSES, size)
+        done += length
+
     for pattern in (Pattern.ADDRESS, Pattern.ZERO):
-        memory.fill(0, memory.size_bytes, pattern, _PROOF_SEED)
-        for offset in range(0, memory.size_bytes, _STEP_BYTES):
-            length = min(_STEP_BYTES, memory.size_bytes - offset)
-            found = memory.mismatches(offset, length, pattern, _PROOF_SEED)
-            if found:
-                lo, hi = found[0]
-                raise DeviceError(
-                    _EIO,
-                    f"the memory does not hold what was written: {len(found)} bad ranges, the first from"
-                    f" {lo:#x} to {hi:#x}; run vramblk selftest",
-                )
+        for offset, length in steps:
+            told(length)
+            memory.fill(offset, length, pattern, _PROOF_SEED)
+        found = []
+        for offset, length in steps:
+            told(length)
+            found += memory.mismatches(offset, length, pattern, _PROOF_SEED)
+        if found:
+            lo, hi = found[0]
+            raise DeviceError(
+                _EIO,
+                f"the memory does not hold what was written: {len(found)} bad ranges, the first from"
+                f" {lo:#x} to {hi:#x}; run vramblk selftest",
+            )
