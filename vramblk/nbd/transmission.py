@@ -6,7 +6,7 @@ second nothing can be done per request in Python. Everything else (odd alignment
 other commands, bad input) comes out as one ``Request`` at a time.
 
 A request is judged here only as far as parsing needs it. Whether it is allowed is for
-``validate``, which every request that is not plain has to pass.
+``validation``, which every request that is not plain has to pass.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .constants import EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, Command, CommandFlag, Error
+from .constants import EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, Command, CommandFlag
 
 ALIGNMENT = 16
 _BLOCK = 4096
@@ -29,8 +29,6 @@ LONGEST_READ_HEADER = 40
 RUN_REQUESTS = 256
 #: A payload above this is not read: the connection is closed, bytes.
 LARGEST_DRAINED_PAYLOAD = (1 << 32) - 1
-#: Payloads up to this are accepted (the advertised maximum is 32 MiB), bytes.
-LARGEST_PAYLOAD = 64 << 20
 
 #: Magic, flags and command are taken as one 64-bit number, the head.
 _HEADERS = {False: struct.Struct(">Q8sQI"), True: struct.Struct(">Q8sQQ")}
@@ -40,6 +38,10 @@ _DTYPES = {
 }
 #: A shorter leading run of one kind is not worth taking apart by itself; it goes with what follows.
 _SHORT_RUN = 8
+
+#: Plain integers: flag enumerations cost microseconds where every request passes.
+_READ, _WRITE = int(Command.READ), int(Command.WRITE)
+_PAYLOAD_LEN = int(CommandFlag.PAYLOAD_LEN)
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -363,62 +365,3 @@ def _columns(
     if lengths.count(uniform) == len(lengths):
         return offset, cookie, None, uniform
     return offset, cookie, np.array(lengths, np.int64), 0
-
-
-#: Plain integers: flag enumerations cost microseconds where every request passes.
-_READ, _WRITE = int(Command.READ), int(Command.WRITE)
-_PAYLOAD_LEN, _DF = int(CommandFlag.PAYLOAD_LEN), int(CommandFlag.DF)
-_FLAGS_ALLOWED = {
-    int(command): int(flags)
-    for command, flags in {
-        Command.READ: CommandFlag.FUA | CommandFlag.DF,
-        Command.WRITE: CommandFlag.FUA,
-        Command.FLUSH: CommandFlag.FUA,
-        Command.TRIM: CommandFlag.FUA,
-        Command.CACHE: CommandFlag.FUA,
-        Command.WRITE_ZEROES: CommandFlag.FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
-        Command.BLOCK_STATUS: CommandFlag.FUA | CommandFlag.REQ_ONE,
-    }.items()
-}
-_CHANGING = frozenset(map(int, (Command.WRITE, Command.TRIM, Command.WRITE_ZEROES)))
-_NEEDING_SPACE = frozenset(map(int, (Command.WRITE, Command.WRITE_ZEROES)))
-_FLUSH, _BLOCK_STATUS = int(Command.FLUSH), int(Command.BLOCK_STATUS)
-
-
-def validate(
-    request: Request,
-    *,
-    size_bytes: int,
-    read_only: bool,
-    structured: bool,
-    extended: bool,
-    base_allocation: bool,
-) -> Error | None:
-    """The one place that decides whether a request is allowed; None if it is.
-
-    Source: "Transmission phase", "Request types" and "Command flags" of the NBD specification.
-    """
-    command, flags, _, offset, length, _ = request
-    allowed = _FLAGS_ALLOWED.get(command)
-    if allowed is None:
-        return Error.EINVAL
-    if flags:
-        if extended and command == _WRITE:
-            # Required by the specification, but qemu (seen with 10.0) writes without it.
-            flags &= ~_PAYLOAD_LEN
-        if flags & ~allowed or (flags & _DF and not structured):
-            return Error.EINVAL
-    if read_only and command in _CHANGING:
-        return Error.EPERM
-    if command == _FLUSH:
-        return None
-    if offset + length > size_bytes:
-        return Error.ENOSPC if command in _NEEDING_SPACE else Error.EINVAL
-    if command == _BLOCK_STATUS:
-        return None if base_allocation and length else Error.EINVAL
-    if length > LARGEST_PAYLOAD:
-        if command == _WRITE:
-            return Error.EINVAL
-        if command == _READ:
-            return Error.EOVERFLOW if flags & _DF else Error.EINVAL
-    return None

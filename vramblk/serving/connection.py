@@ -15,7 +15,8 @@ from typing import Any
 from .. import logs
 from ..nbd.constants import Command, CommandFlag, Error
 from ..nbd.replies import ReplyFormat
-from ..nbd.transmission import Parser, Plain, Request, TransmissionError, validate
+from ..nbd.transmission import Parser, Plain, Request, TransmissionError
+from ..nbd.validation import validate
 from ..shared.counters import OPS, READ, WRITE
 from ..shared.window import Window
 from .lanes import Lane

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from vramblk.nbd.constants import Command, CommandFlag, Error
 from vramblk.nbd.replies import ReplyFormat
-from vramblk.nbd.transmission import PLAIN_BYTES, Parser, Plain, Request, TransmissionError, validate
+from vramblk.nbd.transmission import PLAIN_BYTES, Parser, Plain, Request, TransmissionError
+from vramblk.nbd.validation import validate
 
 SIZE = 1 << 30
 
