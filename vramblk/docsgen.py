@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from . import generated
 from .options import BY_ENTRY_KEY, FOREIGN_VARIABLES, GROUPS, OPTIONS, Option
 
 BEGIN = "<!-- options: made by `python -m vramblk.docsgen` -->"
@@ -17,23 +18,15 @@ END = "<!-- end of options -->"
 
 def main(arguments: list[str], root: Path = Path()) -> int:
     """Write the pages below ``root``, or with ``--check`` only compare."""
-    if arguments not in ([], ["--check"]):
-        print("usage: python -m vramblk.docsgen [--check]", file=sys.stderr)
-        return 2
+    return generated.main("python -m vramblk.docsgen", arguments, lambda: _pages(root))
+
+
+def _pages(root: Path) -> dict[Path, str]:
     pages = {root / "docs" / "options.md": options_page(), root / ".env.example": env_example()}
     readme = root / "README.md"
     if readme.exists():
         pages[readme] = with_table(readme.read_text())
-    stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
-    if arguments:
-        for path in stale:
-            print(f"{path} is not up to date: run python -m vramblk.docsgen", file=sys.stderr)
-        return 1 if stale else 0
-    for path in stale:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(pages[path])
-        print(f"wrote {path}")
-    return 0
+    return pages
 
 
 def option_table() -> str:

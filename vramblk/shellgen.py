@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import generated
 from .cli import COMMANDS, SERVE
 from .options import BY_NAME, GROUPS, OPTIONS, Option
 
@@ -38,19 +39,11 @@ _OWN_FLAGS = (
 
 def main(arguments: list[str], root: Path = Path()) -> int:
     """Write the files below ``root``, or with ``--check`` only compare."""
-    if arguments not in ([], ["--check"]):
-        print("usage: python -m vramblk.shellgen [--check]", file=sys.stderr)
-        return 2
-    made = {root / BASH: bash(), root / ZSH: zsh(), root / FISH: fish(), root / MAN: man_page()}
-    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
-    for path in stale:
-        if arguments:
-            print(f"{path} is not up to date: run python -m vramblk.shellgen", file=sys.stderr)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(made[path])
-            print(f"wrote {path}")
-    return 1 if arguments and stale else 0
+    return generated.main(
+        "python -m vramblk.shellgen",
+        arguments,
+        lambda: {root / BASH: bash(), root / ZSH: zsh(), root / FISH: fish(), root / MAN: man_page()},
+    )
 
 
 def choices(option: Option) -> list[str]:

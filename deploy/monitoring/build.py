@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from vramblk import generated  # noqa: E402
 from vramblk.observer.metriclist import BY_NAME, COUNTER, HISTOGRAM, METRICS, MetricInfo  # noqa: E402
 
 DASHBOARD = ROOT / "deploy" / "monitoring" / "grafana" / "dashboards" / "vramblk.json"
@@ -290,19 +291,11 @@ On a loopback address the server answers only to the names localhost, 127.0.0.1 
 
 def main(arguments: list[str]) -> int:
     """Write both, or with ``--check`` only compare."""
-    if arguments not in ([], ["--check"]):
-        print("usage: build.py [--check]", file=sys.stderr)
-        return 2
-    made = {DASHBOARD: json.dumps(dashboard(), indent=2) + "\n", PAGE: metrics_page()}
-    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
-    for path in stale:
-        if arguments:
-            print(f"{path} is not up to date: run python deploy/monitoring/build.py", file=sys.stderr)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(made[path])
-            print(f"wrote {path}")
-    return 1 if arguments and stale else 0
+    return generated.main(
+        "python deploy/monitoring/build.py",
+        arguments,
+        lambda: {DASHBOARD: json.dumps(dashboard(), indent=2) + "\n", PAGE: metrics_page()},
+    )
 
 
 if __name__ == "__main__":
