@@ -42,10 +42,10 @@ FROM ${BASE} AS dependencies
 SHELL ["/bin/sh", "-euc"]
 # hadolint ignore=DL3008  # Debian keeps one version of a package per release; the image lists what it got
 RUN apt-get update -q; \
-    apt-get install -qy --no-install-recommends binutils python3.13-venv; \
+    apt-get install -qy --no-install-recommends binutils gcc libc6-dev python3.13-dev python3.13-venv; \
     rm -rf /var/lib/apt/lists/*; \
     python3.13 -m venv /opt/build; \
-    /opt/build/bin/pip install --no-cache-dir setuptools==80.9.0 wheel==0.45.1; \
+    /opt/build/bin/pip install --no-cache-dir cython==3.3.1 setuptools==80.9.0 wheel==0.45.1; \
     python3.13 -m venv --without-pip /opt/vramblk
 COPY requirements.txt /src/
 ARG RUNTIMES="nvidia amd intel cpu"
@@ -62,13 +62,14 @@ RUN pip() { /opt/build/bin/pip --python /opt/vramblk/bin/python "$@"; }; \
     pip freeze >/opt/vramblk/share/python-packages.txt
 
 FROM dependencies AS package
-COPY pyproject.toml README.md LICENSE /src/
+COPY pyproject.toml setup.py README.md LICENSE /src/
 COPY vramblk /src/vramblk
 RUN umask 022; \
-    export SOURCE_DATE_EPOCH=315532800; \
+    export SOURCE_DATE_EPOCH=315532800 VRAMBLK_COMPILE=require; \
     /opt/build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /wheel /src; \
     /opt/build/bin/pip --python /opt/vramblk/bin/python install --no-cache-dir --no-index --no-deps --no-compile \
         --prefix /package /wheel/*.whl; \
+    find /package -name '*.so' -exec strip --strip-unneeded {} +; \
     /opt/vramblk/bin/python -m compileall -q --invalidation-mode unchecked-hash /package/lib
 
 # --- The image --------------------------------------------------------------------------------------------------

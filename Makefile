@@ -5,6 +5,7 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+COMPILED := $(VENV)/.compiled
 LOCK := $(wildcard requirements-dev.txt)
 
 .PHONY: help install run up down logs status install-host uninstall-host test test-unit test-wire test-page test-container test-vm test-gpu lint bench
@@ -19,7 +20,20 @@ help:
 	@echo "make lint       ruff, mypy --strict, import contracts, shellcheck"
 	@echo "make bench      the fio table"
 
-install: $(STAMP)
+install: $(COMPILED)
+
+# The hot modules also run uncompiled, so a machine without compiler or headers only gets a slower server.
+$(COMPILED): $(STAMP) setup.py $(shell find vramblk -name '*.py' -o -name '*.pxd')
+	@mkdir -p build
+	@{ command -v cc && $(BIN)/python -c 'import os, sysconfig; \
+		os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))'; } >/dev/null 2>&1 || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && { apt-get install -y -qq gcc libc6-dev python3-dev || \
+		  { apt-get update -qq && apt-get install -y -qq gcc libc6-dev python3-dev; }; } >/dev/null 2>&1; } || true
+	@find vramblk -name '*.so' -delete
+	@$(BIN)/python setup.py build_ext --inplace >build/compile.log 2>&1 && \
+		$(BIN)/python -c 'import sys, vramblk.nbd.runs as m; sys.exit(m.__file__.endswith(".py"))' || \
+		echo "not compiled, so slower (build/compile.log): it takes a C compiler and the headers of $(BIN)/python"
+	@touch $@
 
 $(STAMP): pyproject.toml $(LOCK)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -30,9 +44,9 @@ $(STAMP): pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifneq ($(LOCK),)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	VRAMBLK_COMPILE=no $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 else
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	VRAMBLK_COMPILE=no $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 endif
 	@touch $@
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import numpy as np
-
 from . import logs
 from .memory.base import Batch, ChecksumError, Copy, DeviceError, Memory, Run, Zero
 from .nbd.constants import Error
 from .shared.barrier import full_barrier
 from .shared.context import Shared
-from .shared.window import COLUMNS, ENTRIES, ENTRY, ENTRY_BYTES, SINGLE_BLOCKS, ZERO_HOLE, Op, Window, Word
+from .shared.marks import mark_run
+from .shared.window import COLUMNS, ENTRIES, ENTRY, ENTRY_BYTES, GATHER_JOINS, ZERO_HOLE, Op, Window, Word
 from .shared.written import BLOCK_BYTES
 
 _TAIL, _DONE, _FAILURES, _SLEEPING = (
@@ -27,9 +26,6 @@ _TAIL, _DONE, _FAILURES, _SLEEPING = (
 _GATHER, _SCATTER, _COPY_OUT, _COPY_IN, _ZERO, _ECHO = (
     int(op) for op in (Op.GATHER, Op.SCATTER, Op.COPY_OUT, Op.COPY_IN, Op.ZERO, Op.ECHO)
 )
-_BLOCKS_PER_16_SHIFT = 8
-#: Blocks that a length of 16 bits, counted in 16 bytes, can span beyond the first.
-_WIDEST_BLOCKS = 256
 
 
 class Executor:
@@ -50,6 +46,9 @@ class Executor:
         self._words = [window.words for window in shared.windows]
         self._slab_bytes = [len(window.slab) for window in shared.windows]
         self._heads = [window.load(Word.DONE) for window in shared.windows]
+        self._columns = [window.columns.data for window in shared.windows]
+        self._blocks = [written.blocks.data for written in shared.written]
+        self._arena_blocks = [-(-memory.arena_bytes // BLOCK_BYTES) for memory in memories]
         self._log = logs.get()
 
     def waiting(self) -> bool:
@@ -114,11 +113,10 @@ class Executor:
             if batch is None:
                 batch = batches[export] = Batch()
             if op == _GATHER:
-                batch.reads.append(Run(index, first, count, lo, hi))
+                batch.reads.append(Run(index, first, count, lo, hi, bool(flags & GATHER_JOINS)))
             elif op == _SCATTER:
-                try:
-                    self._mark_run(export, index, first, count, flags)
-                except IndexError:
+                blocks, arena_blocks = self._blocks[export], self._arena_blocks[export]
+                if not mark_run(blocks, arena_blocks, self._columns[index], first, count):
                     self._fail_entry(index, head - 1, Error.EINVAL)
                     continue
                 batch.writes.append(Run(index, first, count, lo, hi))
@@ -248,28 +246,6 @@ class Executor:
             self._log.error("device_lost", export=export, detail=failure.detail)
         else:
             logs.limited(self._log, "device_error", export=export, detail=failure.detail)
-
-    def _mark_run(self, export: int, index: int, first: int, count: int, flags: int) -> None:
-        """Mark the blocks of a run of writes before it is executed."""
-        table = self._windows[index].columns[:, first : first + count]
-        memory = self._memories[export]
-        blocks = self._written[export].blocks
-        single_arena = memory.size_bytes <= memory.arena_bytes
-        place, shape = table[0], table[2]
-        if flags & SINGLE_BLOCKS and single_arena:
-            blocks[place >> _BLOCKS_PER_16_SHIFT] = 1
-            return
-        start = place >> _BLOCKS_PER_16_SHIFT
-        end = (place + ((shape & 0xFFFF) - 1)) >> _BLOCKS_PER_16_SHIFT
-        if not single_arena:
-            arena_blocks = memory.arena_bytes // BLOCK_BYTES
-            base = (shape >> 24).astype(np.int64) * arena_blocks
-            start, end = base + start, base + end
-        blocks[start] = 1
-        # The columns are the worker's: one gone mad must not keep the engine here for long.
-        widest = min(int((end - start).max()), _WIDEST_BLOCKS)
-        for step in range(1, widest + 1):
-            blocks[np.minimum(start + step, end)] = 1
 
     def _mark_range(self, export: int, offset: int, length: int) -> None:
         self._written[export].blocks[offset // BLOCK_BYTES : -(-(offset + length) // BLOCK_BYTES)] = 1

@@ -15,7 +15,6 @@ from .serving.pending import Submitter
 from .serving.receive import ReceiveLane
 from .serving.replyqueue import ReplyQueue
 from .serving.submission import Submission
-from .shared.ring import SubmissionRing
 from .shared.stages import Stage, StageTimes
 from .shared.window import ENTRIES
 
@@ -89,6 +88,7 @@ def watch_worker(submitter: Submitter, index: int, times: StageTimes) -> None:
     gathered = recorder.gathered
     submitted, done = times.submitted[index], times.done[index]
     collected = submitter.ring.done()
+    published = submitter.ring.tail
 
     def wrap_receive(receive: Any) -> Any:
         def timed(lane: ReceiveLane, *, may_move: bool) -> tuple[int, bool]:
@@ -111,11 +111,14 @@ def watch_worker(submitter: Submitter, index: int, times: StageTimes) -> None:
         return timed
 
     def wrap_publish(publish: Any) -> Any:
-        def timed(ring: SubmissionRing) -> bool:
-            submitted[(ring.tail - 1) % ENTRIES] = clock()
-            rung: bool = publish(ring)
-            recorder.close(_SUBMITTING)
-            return rung
+        def timed(submitter: Submitter) -> None:
+            nonlocal published
+            tail = submitter.ring.tail
+            if tail != published:
+                published = tail
+                submitted[(tail - 1) % ENTRIES] = clock()
+                publish(submitter)
+                recorder.close(_SUBMITTING)
 
         return timed
 
@@ -155,7 +158,7 @@ def watch_worker(submitter: Submitter, index: int, times: StageTimes) -> None:
     _replace(Parser, "next", wrap_parse)
     for name in ("reply", "run", "read", "read_piece", "write", "zero"):
         _replace(Submission, name, lambda call: recorder.timed(call, _SUBMIT))
-    _replace(SubmissionRing, "publish", wrap_publish)
+    _replace(Submitter, "publish", wrap_publish)
     _replace(Submitter, "collect", wrap_collect)
     _replace(ReplyQueue, "flush", wrap_flush)
 

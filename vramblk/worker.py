@@ -124,6 +124,7 @@ class Worker:
         touched = self.submitter.collect()
         progress = bool(touched)
         for connection in touched:
+            connection.resume()  # first of all: the engine has work again while the replies are sent
             connection.replies.flush()
         connections = self._connections
         if not self._spin_ns:

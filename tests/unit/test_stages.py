@@ -15,7 +15,6 @@ from vramblk.serving.receive import ReceiveLane
 from vramblk.serving.replyqueue import ReplyQueue
 from vramblk.serving.submission import Submission
 from vramblk.shared import stages
-from vramblk.shared.ring import SubmissionRing
 from vramblk.shared.stages import Stage, StageTimes
 
 
@@ -95,8 +94,7 @@ def test_nothing_is_wrapped_where_nobody_asked() -> None:
         ReceiveLane: ["receive"],
         Parser: ["next"],
         Submission: ["reply", "run", "read", "read_piece", "write", "zero"],
-        SubmissionRing: ["publish"],
-        Submitter: ["collect"],
+        Submitter: ["collect", "publish"],
         ReplyQueue: ["flush"],
         Executor: ["turn", "_decode", "_execute"],
     }.items():

@@ -61,7 +61,8 @@ class Run(NamedTuple):
     """Like requests in columns [first, first + count) of a window.
 
     [lo, hi) are the bytes of the window's slab that the run covers: the replies with their headers
-    of reads, the payloads (and what lies between them) of writes.
+    of reads, the payloads (and what lies between them) of writes. ``joins``: the bytes between the run of
+    reads before it in the batch and this one may be overwritten too.
     """
 
     window: int
@@ -69,6 +70,7 @@ class Run(NamedTuple):
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs of a run
     lo: int
     hi: int
+    joins: bool = False
 
 
 class Copy(NamedTuple):
@@ -130,7 +132,7 @@ class Memory(Protocol):
     """The memory of one export.
 
     The columns of a run are, all uint32 and one column per request; its requests start and end at
-    multiples of 16 bytes in the export, are at most 64 KiB and never cross an arena border:
+    multiples of 16 bytes in the export, are at most 128 KiB and never cross an arena border:
 
         0  offset within the arena / 16
         1  (window.base + slab position) / 4, of the reply's header or of the payload

@@ -2,14 +2,16 @@
 //   TABLE  requests in one launch's table
 //   LANES  work-items per request or block: 1 on a CPU, where one thread copies best by itself
 //
-// The two dimensions of a launch of gather and scatter are lanes and requests; of the others, lanes
-// and groups, each of which takes blocks of 4096 bytes in turn.
+// The two dimensions of a launch of gather and scatter are lanes (of one group or several) and requests; of
+// the others, lanes and groups, each of which takes blocks of 4096 bytes in turn.
 // A table's columns come from a worker's memory, and a worker may go mad: a request that leaves its
 // arena, the export or the staging buffer is skipped.
 // Words are little-endian on the device, as the host's; what goes to the wire is big-endian.
 
 #define LANE get_local_id(0)
 #define REQUEST get_group_id(1)
+#define PART get_global_id(0)
+#define PARTS get_global_size(0)
 #define GROUP get_group_id(1)
 #define GROUPS get_num_groups(1)
 
@@ -75,7 +77,7 @@ __kernel void gather(ARENAS, __global uint *staging, ulong arena_bytes, ulong si
     PICK(arena, number)
     const __global uint4 *from = arena + off16;
     __global uint *to = staging + table.pos4[request];
-    if (header && LANE == 0) {
+    if (header && PART == 0) {
         const ulong offset = number * arena_bytes + (ulong)off16 * 16;
         const uint offset_hi = big_endian((uint)(offset >> 32));
         const uint offset_lo = big_endian((uint)offset);
@@ -105,10 +107,10 @@ __kernel void gather(ARENAS, __global uint *staging, ulong arena_bytes, ulong si
     to += header;
     if (((table.pos4[request] + header) & 3) == 0) {
         __global uint4 *to16 = (__global uint4 *)to;
-        for (uint i = LANE; i < length16; i += LANES) to16[i] = from[i];
+        for (uint i = PART; i < length16; i += PARTS) to16[i] = from[i];
     } else {
         const __global uint *from4 = (const __global uint *)from;
-        for (uint i = LANE; i < length16 * 4; i += LANES) to[i] = from4[i];
+        for (uint i = PART; i < length16 * 4; i += PARTS) to[i] = from4[i];
     }
 }
 
@@ -128,10 +130,10 @@ __kernel void scatter(ARENAS, const __global uint *staging, ulong arena_bytes, u
     const __global uint *from = staging + table.pos4[request];
     if ((table.pos4[request] & 3) == 0) {
         const __global uint4 *from16 = (const __global uint4 *)from;
-        for (uint i = LANE; i < length16; i += LANES) to[i] = from16[i];
+        for (uint i = PART; i < length16; i += PARTS) to[i] = from16[i];
     } else {
         __global uint *to4 = (__global uint *)to;
-        for (uint i = LANE; i < length16 * 4; i += LANES) to4[i] = from[i];
+        for (uint i = PART; i < length16 * 4; i += PARTS) to4[i] = from[i];
     }
 }
 

@@ -29,8 +29,10 @@ from .hotcalls import failed
 from .opendevice import OpenDevice
 from .patterns import BLOCK_BYTES, bad_ranges, prove
 
-#: Uploads of neighbours this close are one: a copy costs as much as this many bytes on their way.
-_UPLOAD_GAP = 16384
+#: Copies of neighbours this close are one: a copy costs as much as this many bytes on their way.
+_GAP = 16384
+#: A run whose requests are longer than this on average gets several groups for each, bytes.
+_LONG_BYTES = 16384
 _VERIFY_BYTES = 1 << 30
 _STAGING_ARGUMENT, _ARENA_BYTES_ARGUMENT, _SIZE_ARGUMENT, _STAGING4_ARGUMENT = 16, 17, 18, 19
 #: Of gather and scatter, and of the kernels for checksums of runs.
@@ -144,7 +146,8 @@ class OpenCLMemory:
         self._device.table[:] = 0
         for kernels in (self._writing, self._reading, edges):
             for count in (1, self._device.table_requests):
-                self._start(kernels, count)
+                self._start(kernels, count, self._device.run_sizes)
+                self._start(kernels, count, self._device.wide_run_sizes)
         self._zero_piece(self._handles[0], 0, BLOCK_BYTES)
         if checksums is not None:
             block = [(0, BLOCK_BYTES)]
@@ -201,7 +204,7 @@ class OpenCLMemory:
     def _upload(self, runs: Sequence[Run]) -> None:
         window, lo, hi = runs[0].window, runs[0].lo, runs[0].hi
         for run in runs:
-            if run.window == window and lo <= run.lo <= hi + _UPLOAD_GAP:
+            if run.window == window and lo <= run.lo <= hi + _GAP:
                 if run.hi > hi:
                     hi = run.hi
             else:
@@ -210,10 +213,11 @@ class OpenCLMemory:
         self._device.stage_in(window, lo, hi)
 
     def _download(self, runs: Sequence[Run]) -> None:
-        """Exact neighbours only: what lies between replies belongs to others."""
+        """One copy for neighbours, and for those that say that what lies between may be overwritten."""
         window, lo, hi = runs[0].window, runs[0].lo, runs[0].lo
         for run in runs:
-            if run.window == window and run.lo == hi:
+            gap = run.lo - hi
+            if run.window == window and (gap == 0 or (run.joins and 0 < gap <= _GAP)):
                 hi = run.hi
             else:
                 self._device.stage_out(window, lo, hi)
@@ -222,32 +226,36 @@ class OpenCLMemory:
 
     def _launch(self, kernels: tuple[int, ...], runs: Sequence[Run]) -> None:
         device = self._device
-        table, room, columns = device.table, device.table_requests, device.columns
-        filled = 0
-        for window, first, count, _, _ in runs:
-            source = columns[window]
+        requests, room = device.requests, device.table_requests
+        filled = count = 0
+        length = 0
+        for run in runs:
+            count += run.count
+            length += run.hi - run.lo
+        shapes = device.wide_run_sizes if length > count * _LONG_BYTES else device.run_sizes
+        for window, first, count, _, _, _ in runs:
             while count:
                 part = room - filled
                 if part > count:
                     part = count
-                table[:, filled : filled + part] = source[:, first : first + part]
+                requests.add(filled, window, first, part)
                 filled += part
                 first += part
                 count -= part
                 if filled == room:
-                    self._start(kernels, filled)
+                    self._start(kernels, filled, shapes)
                     filled = 0
         if filled:
-            self._start(kernels, filled)
+            self._start(kernels, filled, shapes)
 
-    def _start(self, kernels: tuple[int, ...], requests: int) -> None:
+    def _start(self, kernels: tuple[int, ...], requests: int, shapes: Sequence[Any]) -> None:
         """Launch kernels one after another over the first requests of the table."""
         device = self._device
         for kernel in kernels:
             status = self._hot.set_arg(kernel, _TABLE_ARGUMENT, device.table_bytes, device.table_address)
             if status:
                 raise failed("clSetKernelArg of the request table", status)
-            device.launch(kernel, device.run_sizes[requests])
+            device.launch(kernel, shapes[requests])
 
     def _copy(self, call: Any, copies: Sequence[Copy]) -> None:
         device, queue, handles, arena_bytes = self._device, self._queue, self._handles, self.arena_bytes

@@ -19,15 +19,17 @@ import numpy.typing as npt
 from .base import MAXIMUM_ARENAS, Copy, DeviceError, SlabWindow
 from .devices import CPU, DeviceInfo, load_opencl
 from .hotcalls import HotCalls, failed, sizes
+from .requesttable import ROWS, RequestTable
 
 #: Requests in one launch's table where the device takes that many bytes of arguments; the copy of
 #: the table into the launch was measured with this many.
 _MOST_TABLE_REQUESTS = 192
-_TABLE_ROWS = 5
 #: Sixteen arenas, five buffers or sizes, and room for padding.
 _OTHER_ARGUMENTS_BYTES = 16 * 8 + 5 * 8 + 32
 _GPU_LANES, _CPU_LANES = 256, 1
 _GPU_GROUPS, _CPU_GROUPS = 8192, 64
+#: Groups for each request of a run of long ones: one alone copies 128 KiB more slowly than PCIe does.
+_WIDE_GROUPS = 4
 _EIO, _EINVAL = 5, 22
 _KERNELS = Path(__file__).with_name("kernels.cl")
 
@@ -49,7 +51,8 @@ class OpenDevice:
         pinned: per window, by its place in ``attach``'s sequence.
         columns, addresses, bases, lengths: per window index: its columns, and its slab's address,
             place in the staging buffer, and length in bytes.
-        table: shape (5, table_requests), uint32; what the next launch of a run takes by value.
+        table: shape (5, table_requests), uint32; what the next launch of a run takes by value; ``requests``
+            puts columns into it.
 
     Raises:
         DeviceError: the runtime refused the context, the queue or the kernels.
@@ -77,11 +80,15 @@ class OpenDevice:
         except cl.Error as error:
             raise self._translated("setting up the device", error) from None
         self.queue_handle = int(self.queue.int_ptr)
-        self.table: npt.NDArray[np.uint32] = np.zeros((_TABLE_ROWS, self.table_requests), np.uint32)
+        self.table: npt.NDArray[np.uint32] = np.zeros((ROWS, self.table_requests), np.uint32)
+        self.requests = RequestTable(self.table.data, [])
         self.table_bytes = self.table.nbytes
         self.table_address = self.table.ctypes.data
         self._local = sizes(self._lanes, 1)
-        self.run_sizes = [sizes(self._lanes, count) for count in range(self.table_requests + 1)]
+        self.run_sizes, self.wide_run_sizes = (
+            [sizes(self._lanes * groups, count) for count in range(self.table_requests + 1)]
+            for groups in (1, _WIDE_GROUPS if self._lanes > 1 else 1)
+        )
         self._block_sizes: dict[int, ctypes.Array[ctypes.c_size_t]] = {}
         self.pinned: list[bool] = []
         self.columns: list[Any] = []
@@ -149,6 +156,9 @@ class OpenDevice:
             wrapped = self._wrap(window)
             self.pinned.append(wrapped is not None)
             self._windows.append((window, *(wrapped or (None, None))))
+        self.requests = RequestTable(
+            self.table.data, [None if each is None else each.data for each in self.columns]
+        )
 
     def _wrap(self, window: SlabWindow) -> tuple[Any, Any] | None:
         """The slab as pinned memory: a buffer over its pages, kept mapped. None if that is refused."""
@@ -342,5 +352,5 @@ class OpenDevice:
 
 def table_requests(maximum_parameter_size: int) -> int:
     """Requests that fit a launch's table on a device that takes so many bytes of arguments."""
-    room = (maximum_parameter_size - _OTHER_ARGUMENTS_BYTES) // (_TABLE_ROWS * struct.calcsize("I"))
+    room = (maximum_parameter_size - _OTHER_ARGUMENTS_BYTES) // (ROWS * struct.calcsize("I"))
     return max(1, min(_MOST_TABLE_REQUESTS, room // 8 * 8))

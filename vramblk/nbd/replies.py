@@ -2,7 +2,7 @@
 
 Source: "Simple reply message", "Structured reply chunk message" and "Extended reply chunk
 message" of the NBD specification. The data of a read is not in here: it lies behind the header
-that ``ReplyFormat.read_header`` makes.
+that ``ReplyFormat.read_header`` makes. ``runs.fill_done`` lays the replies of many writes at once.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
 
 from .constants import (
     EXTENDED_REPLY_MAGIC,
@@ -32,17 +29,6 @@ _STRUCTURED_DATA = struct.Struct(">IHH8sIQ")
 _EXTENDED_DATA = struct.Struct(">IHH8sQQQ")
 _OFFSET_DATA = int(ReplyType.OFFSET_DATA)
 _ERROR = struct.Struct(">IH")
-_SIMPLE_DONE = np.frombuffer(_SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, bytes(8)), np.uint32)
-_EXTENDED_TABLE = np.dtype(
-    [
-        ("magic", ">u4"),
-        ("flags", ">u2"),
-        ("type", ">u2"),
-        ("cookie", "<u4", (2,)),
-        ("offset", ">u8"),
-        ("length", ">u8"),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -117,20 +103,3 @@ class ReplyFormat:
             struct.pack(">II", length, state) for length, state in extents
         )
         return self._chunk(ReplyFlag.DONE, ReplyType.BLOCK_STATUS, request.cookie, request.offset, payload)
-
-    def fill_done(
-        self, buffer: npt.NDArray[np.uint8], cookie: npt.NDArray[np.uint32], offset: npt.NDArray[np.uint64]
-    ) -> None:
-        """Write n success replies into ``buffer`` of shape (n * done_bytes,); cookie: shape (n, 2)."""
-        if self.extended:
-            table = buffer.view(_EXTENDED_TABLE)
-            table["magic"] = EXTENDED_REPLY_MAGIC
-            table["flags"] = ReplyFlag.DONE
-            table["type"] = ReplyType.NONE
-            table["offset"] = offset
-            table["length"] = 0
-            table["cookie"] = cookie
-        else:
-            words = buffer.view(np.uint32).reshape(-1, 4)
-            words[:] = _SIMPLE_DONE
-            words[:, 2:] = cookie

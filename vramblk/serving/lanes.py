@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Smallest part of a lane, bytes: four plain requests of the largest size and their headers.
+#: Smallest part of a lane, bytes: two plain requests of the largest size and their headers.
 SMALLEST = 320 << 10
 _UNIT = 4096
 

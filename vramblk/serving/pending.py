@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..nbd.transmission import Reads, Request, Writes
+from ..nbd.transmission import Request
 from ..shared.counters import WorkerCounters
 from ..shared.ring import SubmissionRing
 
@@ -48,19 +47,28 @@ class LargeWrite:
         self.error = error
 
 
-@dataclass(slots=True)
-class Unit:
-    """One ring entry of a pending: its requests and, for replies, where they lie.
+class Unit(NamedTuple):
+    """A ring entry of a pending that is one request, or a piece of it; ``number`` is the entry's."""
+
+    number: int
+    request: Request
+
+
+class RunUnit(NamedTuple):
+    """A ring entry of a pending that is a run of plain reads or writes.
 
     Attributes:
         number: the entry's number in the ring.
-        first: first column of a run.
+        op: READ or WRITE.
+        first: its first column; the columns say all of its requests until the pending is complete.
+        requests: how many.
         start: slab position of the first reply.
     """
 
     number: int
-    requests: Reads | Writes | Request
+    op: int
     first: int
+    requests: int
     start: int
 
 
@@ -69,39 +77,25 @@ class Pending:
 
     Attributes:
         end: number of the first ring entry behind its own.
-        segments: slab ranges to send once it is complete.
+        reply_start, reply_end: slab range to send once it is complete; equal: none.
         columns_end: end of its columns, -1 without any.
         tx_end: end of its space in the transmit lane, -1 without any.
         has_payload: it holds part of the receive lane.
         accounts: (op, requests, bytes) to count when the replies are handed to the socket.
-        repaired: replies that take the place of ``segments`` after a failure.
+        repaired: replies that take the place of the range after a failure.
     """
-
-    __slots__ = (
-        "accounts",
-        "columns_end",
-        "connection",
-        "end",
-        "has_payload",
-        "large_read",
-        "large_write",
-        "received_ns",
-        "repaired",
-        "segments",
-        "tx_end",
-        "units",
-    )
 
     def __init__(self, connection: Connection, received_ns: int) -> None:
         self.connection = connection
         self.received_ns = received_ns
         self.end = 0
-        self.segments: list[tuple[int, int]] = []
+        self.reply_start = 0
+        self.reply_end = 0
         self.columns_end = -1
         self.tx_end = -1
         self.has_payload = False
         self.accounts: list[tuple[int, int, int]] = []
-        self.units: list[Unit] = []
+        self.units: list[Unit | RunUnit] = []
         self.large_read: LargeRead | None = None
         self.large_write: LargeWrite | None = None
         self.repaired: list[memoryview] | None = None
@@ -112,6 +106,7 @@ class Submitter:
 
     Attributes:
         draining: requests parsed from now on are answered ESHUTDOWN.
+        gathered_last: whose run of reads was pushed last.
     """
 
     def __init__(self, ring: SubmissionRing, counters: WorkerCounters) -> None:
@@ -119,6 +114,7 @@ class Submitter:
         self.counters = counters
         self.in_flight: deque[Pending] = deque()
         self.draining = False
+        self.gathered_last: object = None
         self._published = ring.tail
         self._doorbells = counters.scalar_index("doorbells")
         self._entries = counters.scalar_index("entries")

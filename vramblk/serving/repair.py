@@ -6,25 +6,34 @@ the bytes that lie in its place were perhaps never read and do not leave the sla
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 
 from ..nbd.constants import Error
 from ..nbd.replies import ReplyFormat
-from ..nbd.transmission import Request, Writes
+from ..nbd.transmission import Request
 from ..shared.counters import READ, WRITE
 from ..shared.window import Window
-from .pending import Pending
+from .pending import Pending, Unit
+
+_COOKIE = struct.Struct("<II")
 
 Report = Callable[[int, int, int, int], None]
 
 
 def repair(
-    pending: Pending, statuses: Sequence[int], format: ReplyFormat, window: Window, report: Report
+    pending: Pending,
+    statuses: Sequence[int],
+    format: ReplyFormat,
+    window: Window,
+    arena_bytes: int,
+    report: Report,
 ) -> str | None:
     """Set ``pending.repaired`` and correct its accounts.
 
     Args:
         statuses: NBD errno of each unit's entry, 0 for success.
+        arena_bytes: of the export.
         report: called with (op, errno, offset, length) for each failed request that is answered.
 
     Returns:
@@ -34,26 +43,20 @@ def repair(
     replies: list[memoryview] = []
     accounts: list[tuple[int, int, int]] = []
     for unit, status in zip(pending.units, statuses, strict=True):
-        requests = unit.requests
-        if isinstance(requests, Request):
-            return _repair_request(pending, requests, status, format, slab, report)
-        op = WRITE if isinstance(requests, Writes) else READ
-        errors = window.statuses[unit.first : unit.first + len(requests.offset)].tolist() if status else None
+        if isinstance(unit, Unit):
+            return _repair_request(pending, unit.request, status, format, slab, report)
+        op, columns = unit.op, slice(unit.first, unit.first + unit.requests)
+        errors = None
+        if status:  # one request alone is no run to the engine: its status is the entry's
+            errors = window.statuses[columns].tolist() if unit.requests > 1 else [status]
         good = good_bytes = 0
-        # The headers of reads may have been overwritten by later requests; their columns are whole.
-        cookies = (
-            window.columns[3:5, unit.first : unit.first + len(requests.offset)].T
-            if op == READ
-            else requests.cookie
-        )
         at = unit.start
-        for index, (offset, length) in enumerate(
-            zip(requests.offset.tolist(), requests.length.tolist(), strict=True)
-        ):
-            size = format.done_bytes if isinstance(requests, Writes) else format.read_header_bytes + length
+        for index, (place, _, shape, *cookie) in enumerate(window.columns[:, columns].T.tolist()):
+            offset, length = (shape >> 24) * arena_bytes + place * 16, (shape & 0xFFFF) * 16
+            size = format.done_bytes if op == WRITE else format.read_header_bytes + length
             error = errors[index] if errors else 0
             if error:
-                reply = format.error_for(cookies[index].tobytes(), offset, Error(error))
+                reply = format.error_for(_COOKIE.pack(*cookie), offset, Error(error))
                 replies.append(memoryview(reply))
                 report(op, error, offset, length)
             else:
@@ -73,10 +76,11 @@ def _repair_request(
 ) -> str | None:
     read, write = pending.large_read, pending.large_write
     op = pending.accounts[0][0] if pending.accounts else (READ if read is not None else WRITE)
-    pending.repaired = [slab[start:end] for start, end in pending.segments]
+    reply = slab[pending.reply_start : pending.reply_end]
+    pending.repaired = [reply] if reply else []
     if write is not None:
         write.error = write.error or status
-        status = write.error if pending.segments else 0
+        status = write.error if reply else 0
     elif read is not None:
         if read.failed:
             pending.repaired, pending.accounts = [], []

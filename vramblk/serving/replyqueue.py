@@ -12,6 +12,7 @@ from ..shared.ring import ContiguousFifo
 from ..shared.window import Window
 from .lanes import Lane
 from .pending import Pending
+from .tally import Tally
 
 _MOST_VIEWS = 256
 _LARGEST_TLS_WRITE = 1 << 20
@@ -28,18 +29,13 @@ class ReplyQueue:
         broken: why nothing can be sent any more, or None.
     """
 
-    def __init__(self, sock: socket.socket, lane: Lane, window: Window, export: int) -> None:
+    def __init__(self, sock: socket.socket, lane: Lane, window: Window, export: int, tally: Tally) -> None:
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._slab = window.slab_view
         self._counters: WorkerCounters = window.counters
-        self._cells = window.counters.cells
-        self._traffic = window.traffic(lane.slot)
         self._export = export
-        self._requests = [self._counters.request_index(export, op) for op in range(7)]
-        self._bytes = [self._counters.bytes_index(export, op) for op in range(7)]
-        self._sums = [self._counters.latency_sum_index(op) for op in range(7)]
-        self._sends = self._counters.scalar_index("sends")
+        self._tally = tally
         self.space = ContiguousFifo(lane.tx_bytes)
         self.in_flight = 0
         self.waiting = 0
@@ -53,14 +49,13 @@ class ReplyQueue:
         """Take over a complete pending."""
         self.in_flight -= 1
         before = self._queued
-        if pending.repaired is None:
-            for start, end in pending.segments:
-                self._views.append(self._slab[start:end])
-                self._queued += end - start
-        else:
+        if pending.repaired is not None:
             for view in pending.repaired:
                 self._views.append(view)
                 self._queued += len(view)
+        elif pending.reply_end > pending.reply_start:
+            self._views.append(self._slab[pending.reply_start : pending.reply_end])
+            self._queued += pending.reply_end - pending.reply_start
         self.waiting += self._queued - before
         self._marks.append((self._queued, pending))
         if self.broken:
@@ -84,8 +79,7 @@ class ReplyQueue:
             except OSError as error:
                 self.fail(str(error))
                 return
-            self._cells[self._sends] += 1
-            self._traffic[2] += count
+            self._tally.sent(count)
             self._sent += count
             self.waiting -= count
             while count:
@@ -108,8 +102,8 @@ class ReplyQueue:
 
     def count_error(self, op: int, errno: int, received_ns: int, count: int = 1) -> None:
         """Count requests that are answered with an error; they are answered requests too."""
-        self._cells[self._counters.error_index(self._export, op, errno)] += count
-        self._count(op, count, time.monotonic_ns() - received_ns)
+        self._counters.cells[self._counters.error_index(self._export, op, errno)] += count
+        self._tally.answered(op, count, 0, time.monotonic_ns() - received_ns)
 
     def _drop(self) -> None:
         self._views.clear()
@@ -125,13 +119,4 @@ class ReplyQueue:
             self.space.release(pending.tx_end)
         elapsed = now_ns - pending.received_ns
         for op, count, amount in pending.accounts:
-            if amount:
-                self._cells[self._bytes[op]] += amount
-            self._count(op, count, elapsed)
-
-    def _count(self, op: int, count: int, elapsed_ns: int) -> None:
-        cells = self._cells
-        cells[self._requests[op]] += count
-        cells[self._counters.latency_index(op, elapsed_ns)] += count
-        cells[self._sums[op]] += elapsed_ns * count
-        self._traffic[0] += count
+            self._tally.answered(op, count, amount, elapsed)

@@ -9,17 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ..nbd.constants import CommandFlag
 from ..nbd.replies import ReplyFormat
-from ..nbd.transmission import RUN_REQUESTS, Plain, Reads, Request, Writes
+from ..nbd.runs import Plain
+from ..nbd.transmission import Request
 from ..shared.counters import READ, WRITE
-from ..shared.window import SINGLE_BLOCKS, ZERO_HOLE, Op, Window
+from ..shared.window import GATHER_JOINS, ZERO_HOLE, Op, Window
 from ..shared.written import WrittenMap
+from .columns import Columns
 from .lanes import Lane
-from .pending import LargeRead, LargeWrite, Pending, Submitter, Unit
+from .pending import LargeRead, LargeWrite, Pending, RunUnit, Submitter, Unit
 from .replyqueue import ReplyQueue
 
 #: The largest piece in which a large request travels, bytes.
@@ -27,7 +26,7 @@ LARGEST_PIECE = 1 << 20
 #: A pending takes at most this many ring entries.
 MOST_ENTRIES = 2
 
-_NUMBERS = np.arange(RUN_REQUESTS, dtype=np.int64)
+_GATHER, _SCATTER, _COPY_OUT, _COPY_IN = map(int, (Op.GATHER, Op.SCATTER, Op.COPY_OUT, Op.COPY_IN))
 
 Accounts = list[tuple[int, int, int]]
 
@@ -68,21 +67,26 @@ class Submission:
     ) -> None:
         self._connection = connection
         self._export = export.index
-        self._arena_bytes = export.arena_bytes
-        self._single_arena = export.arenas == 1
         self._format = format
         self._header_bytes = format.read_header_bytes
-        self._read_shape = format.read_header_bytes >> 2 << 16
+        self._done_bytes = format.done_bytes
         self._lane = lane
-        self._columns = window.columns
-        self._base = window.base
+        arena_bytes = export.arena_bytes if export.arenas > 1 else 0
+        self._columns = Columns(window, arena_bytes, format.read_header_bytes, format.extended)
         self._slab = window.slab_view
-        self._slab_array = window.slab
         self._submitter = submitter
         self._ring = submitter.ring
         self._space = replies.space
         self.piece_bytes = min(LARGEST_PIECE, lane.tx_bytes // 4, lane.rx_bytes // 4)
         self.received_ns = 0
+        #: Since the last gathered reads nothing was laid that is not laid again when it is done.
+        self._joins = False
+
+    def complete(self, pending: Pending) -> None:
+        """Lay the replies of a run of writes that the engine has done."""
+        unit = pending.units[0]
+        assert isinstance(unit, RunUnit)
+        self._columns.lay_done(unit.first, unit.requests, unit.start)
 
     def reply(self, reply: bytes, accounts: Accounts) -> bool:
         """A reply that needs nothing of the engine, sent behind those of earlier requests."""
@@ -94,31 +98,55 @@ class Submission:
         return True
 
     def run(self, run: Plain) -> bool:
-        """A run of plain requests; their payloads stay in the receive lane until it completes."""
-        reads, writes = run.reads, run.writes
-        format, ring = self._format, self._ring
-        read_count = len(reads.offset) if reads is not None else 0
-        write_count = len(writes.offset) if writes is not None else 0
-        if ring.columns.largest() < read_count + write_count:
+        """A run of plain requests, or one; payloads stay in the receive lane until it completes."""
+        reads, writes, ring = run.reads, run.writes, self._ring
+        read_count, write_count = reads.count, writes.count
+        count = read_count + write_count
+        if ring.columns.largest() < count:
             return False
-        read_bytes = reads.total_bytes + read_count * self._header_bytes if reads is not None else 0
-        total = read_bytes + write_count * format.done_bytes
-        pending = self._pending(total, [])
+        read_bytes = reads.total_bytes + read_count * self._header_bytes
+        pending = self._pending(read_bytes + write_count * self._done_bytes, [])
         if pending is None:
             return False
-        first = ring.columns.allocate(read_count + write_count)
-        pending.columns_end = first + read_count + write_count
-        start = pending.segments[0][0]
-        if writes is not None:
+        first = ring.columns.allocate(count)
+        pending.columns_end = first + count
+        start = pending.reply_start
+        if write_count:
             pending.has_payload = True
-            replies = start + read_bytes
-            pending.units.append(Unit(ring.tail, writes, first + read_count, replies))
+            column, replies = first + read_count, start + read_bytes
+            pending.units.append(RunUnit(ring.tail, WRITE, column, write_count, replies))
             pending.accounts.append((WRITE, write_count, writes.total_bytes))
-            self._push_writes(writes, first + read_count, write_count, replies)
-        if reads is not None:
-            pending.units.append(Unit(ring.tail, reads, first, start))
-            pending.accounts.append((READ, read_count, read_bytes - read_count * self._header_bytes))
-            self._push_reads(reads, first, read_count, start, read_bytes)
+            self._columns.lay_writes(writes, column, self._lane.rx)
+            lo = self._lane.rx + writes.payload[0]
+            hi = self._lane.rx + writes.payload[write_count - 1] + writes.length[write_count - 1]
+            if count == 1:
+                ring.push(_COPY_IN, self._export, 0, 1, lo, hi, writes.offset[0], hi - lo)
+            else:
+                ring.push(_SCATTER, self._export, column, write_count, lo, hi, 0, hi - lo)
+        if read_count:
+            pending.units.append(RunUnit(ring.tail, READ, first, read_count, start))
+            pending.accounts.append((READ, read_count, reads.total_bytes))
+            self._columns.lay_reads(reads, first, start)
+            end = start + read_bytes
+            if count == 1:
+                # Alone it is quicker without a kernel, which would have laid the header.
+                self._joins = False
+                self._columns.lay_header(reads, start)
+                ring.push(
+                    _COPY_OUT,
+                    self._export,
+                    0,
+                    1,
+                    end - reads.total_bytes,
+                    end,
+                    reads.offset[0],
+                    reads.total_bytes,
+                )
+            else:
+                # Runs of other clients in between lie elsewhere in the slab.
+                flags = GATHER_JOINS if self._joins and self._submitter.gathered_last is self else 0
+                self._joins, self._submitter.gathered_last = True, self
+                ring.push(_GATHER, self._export, first, read_count, start, end, 0, read_bytes, flags)
         self._submitter.submit(pending)
         return True
 
@@ -165,9 +193,9 @@ class Submission:
         pending.large_write = large
         pending.has_payload = True
         ring = self._ring
-        pending.units.append(Unit(ring.tail, request, 0, 0))
+        pending.units.append(Unit(ring.tail, request))
         lo = self._lane.rx + at
-        ring.push(Op.COPY_IN, self._export, 0, 1, lo, lo + length, offset, length)
+        ring.push(_COPY_IN, self._export, 0, 1, lo, lo + length, offset, length)
         self._submitter.submit(pending)
         return True
 
@@ -179,7 +207,7 @@ class Submission:
             return False
         self._place(pending, reply)
         ring = self._ring
-        pending.units.append(Unit(ring.tail, request, 0, 0))
+        pending.units.append(Unit(ring.tail, request))
         hole = 0 if request.flags & CommandFlag.NO_HOLE else ZERO_HOLE
         ring.push(Op.ZERO, self._export, 0, 1, 0, 0, request.offset, request.length, hole)
         self._submitter.submit(pending)
@@ -194,60 +222,21 @@ class Submission:
         pending = Pending(self._connection, self.received_ns)
         pending.accounts = accounts
         pending.tx_end = at + size
-        start = self._lane.tx + at
-        pending.segments.append((start, start + reply_bytes))
+        pending.reply_start = self._lane.tx + at
+        pending.reply_end = pending.reply_start + reply_bytes
         return pending
 
     def _place(self, pending: Pending, reply: bytes) -> None:
-        start = pending.segments[0][0]
+        self._joins = False
+        start = pending.reply_start
         self._slab[start : start + len(reply)] = reply
 
     def _push_copy_out(
         self, pending: Pending, request: Request, header: bytes, offset: int, length: int
     ) -> None:
-        start, end = pending.segments[0]
+        start, end = pending.reply_start, pending.reply_end
         self._place(pending, header)
         ring = self._ring
-        pending.units.append(Unit(ring.tail, request, 0, start))
-        ring.push(Op.COPY_OUT, self._export, 0, 1, start + len(header), end, offset, length)
+        pending.units.append(Unit(ring.tail, request))
+        ring.push(_COPY_OUT, self._export, 0, 1, start + len(header), end, offset, length)
         self._submitter.submit(pending)
-
-    def _push_reads(self, reads: Reads, first: int, count: int, start: int, total: int) -> None:
-        table = self._columns[:, first : first + count]
-        self._fill_place(table, reads, self._read_shape)
-        position4 = (self._base + start) >> 2
-        if reads.uniform:
-            table[1] = _NUMBERS[:count] * ((reads.uniform + self._header_bytes) >> 2) + position4
-        else:
-            ends = (reads.length + self._header_bytes).cumsum()
-            table[1, 0] = position4
-            table[1, 1:] = (ends[:-1] >> 2) + position4
-        table[3:5] = reads.cookie.T
-        self._ring.push(Op.GATHER, self._export, first, count, start, start + total, 0, total)
-
-    def _push_writes(self, writes: Writes, first: int, count: int, replies: int) -> None:
-        table = self._columns[:, first : first + count]
-        self._fill_place(table, writes, 0)
-        payload = writes.payload
-        table[1] = (payload + (self._base + self._lane.rx)) >> 2
-        lo = self._lane.rx + int(payload[0])
-        hi = self._lane.rx + int(payload[-1]) + (writes.uniform or int(writes.length[-1]))
-        self._format.fill_done(
-            self._slab_array[replies : replies + count * self._format.done_bytes],
-            writes.cookie,
-            writes.offset,
-        )
-        flags = SINGLE_BLOCKS if writes.single_blocks else 0
-        self._ring.push(Op.SCATTER, self._export, first, count, lo, hi, 0, hi - lo, flags)
-
-    def _fill_place(self, table: npt.NDArray[np.uint32], requests: Reads, shape: int) -> None:
-        """Rows 0 and 2: the place within the arena, the length, and which arena."""
-        offset = requests.offset
-        lengths: Any = requests.uniform or requests.length
-        if self._single_arena:
-            table[0] = offset >> 4
-            table[2] = (lengths >> 4) | shape
-        else:
-            arena = offset // self._arena_bytes
-            table[0] = (offset - arena * self._arena_bytes) >> 4
-            table[2] = (lengths >> 4) | (arena.astype(np.int64) << 24) | shape

@@ -11,8 +11,9 @@ import os
 
 from .barrier import full_barrier
 from .control import Control, ControlWord
-from .window import COLUMNS, ENTRIES, ENTRY, ENTRY_BYTES, Window, Word
+from .window import COLUMNS, ENTRIES, ENTRY_BYTES, Window, Word
 
+_ENTRIES, _ENTRY_CELLS = ENTRIES, ENTRY_BYTES // 8
 _TAIL = Word.TAIL * 8
 _DONE = Word.DONE * 8
 _FAILURES = Word.FAILURES * 8
@@ -25,8 +26,6 @@ class ContiguousFifo:
     It allocates around a circle but never across its seam. ``release(end)`` frees everything up
     to the end of an allocation.
     """
-
-    __slots__ = ("_head", "_live", "_tail", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -75,7 +74,7 @@ class SubmissionRing:
 
     def __init__(self, window: Window, engine_bell: int, control: Control) -> None:
         self._words = window.words
-        self._entries = window.entries
+        self._entries = window.entries.cast("Q")
         self._status = window.entry_status
         self._control = control.words
         self._bell = engine_bell
@@ -85,7 +84,7 @@ class SubmissionRing:
 
     def room(self) -> int:
         """Entries that can be pushed now."""
-        return ENTRIES - (self.tail - self._words[_DONE])
+        return _ENTRIES - (self.tail - self._words[_DONE])
 
     def push(
         self,
@@ -100,19 +99,16 @@ class SubmissionRing:
         flags: int = 0,
     ) -> None:
         """Write one entry; the engine sees it after ``publish``. The caller has looked at ``room``."""
-        ENTRY.pack_into(
-            self._entries,
-            self.tail % ENTRIES * ENTRY_BYTES,
-            op,
-            export,
-            first,
-            count,
-            lo,
-            hi,
-            offset,
-            length,
-            flags,
-        )
+        entries = self._entries
+        at = self.tail % _ENTRIES * _ENTRY_CELLS
+        # As window.ENTRY packs it: the first four are 32 bits wide, little-endian.
+        entries[at] = op | export << 32
+        entries[at + 1] = first | count << 32
+        entries[at + 2] = lo
+        entries[at + 3] = hi
+        entries[at + 4] = offset
+        entries[at + 5] = length
+        entries[at + 6] = flags
         self.tail += 1
 
     def publish(self) -> bool:
@@ -134,8 +130,8 @@ class SubmissionRing:
 
     def take_status(self, number: int) -> int:
         """NBD errno of a completed entry, 0 for success; ask once for each entry while ``failed``."""
-        status = self._status[number % ENTRIES]
+        status = self._status[number % _ENTRIES]
         if status:
-            self._status[number % ENTRIES] = 0
+            self._status[number % _ENTRIES] = 0
             self._failures_taken += 1
         return status

@@ -50,10 +50,10 @@ class Op(IntEnum):
     ECHO = 5
 
 
+#: Flag of a GATHER entry: what lies between the replies of the one before it and its own may be overwritten.
+GATHER_JOINS = 1
 #: Flag of a ZERO entry: whole blocks become unwritten (a hole).
 ZERO_HOLE = 1
-#: Flag of a SCATTER entry: each request lies in one 4 KiB block, which makes it quick to mark.
-SINGLE_BLOCKS = 1
 
 
 class Word(IntEnum):
@@ -145,7 +145,7 @@ class Window:
         columns: shape (5, COLUMNS), uint32.
         statuses: shape (COLUMNS,), uint16; NBD errno per column of a run that failed.
         entry_status: shape (ENTRIES,), 32-bit cells; NBD errno per entry, valid when FAILURES rose.
-        slab: shape (slab_bytes,), uint8; ``slab_view`` is the same as a memoryview.
+        slab: shape (slab_bytes,), uint8; ``slab_view`` is the same as a memoryview, ``slab_words`` as words.
     """
 
     def __init__(self, index: int, base: int, layout: WindowLayout) -> None:
@@ -169,6 +169,7 @@ class Window:
             self.mapping, np.uint8, layout.slab_bytes, layout.slab_offset
         )
         self.slab_view = whole[layout.slab_offset :]
+        self.slab_words = self.slab_view.cast("I")
         self.slab_address: int = self.slab.ctypes.data
 
     def load(self, word: Word) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import struct
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vramblk.nbd.constants import Command, CommandFlag, Error
 from vramblk.nbd.replies import ReplyFormat
-from vramblk.nbd.transmission import PLAIN_BYTES, Parser, Plain, Request, TransmissionError
+from vramblk.nbd.runs import PLAIN_BYTES, Plain, Side, fill_done, fill_read_header
+from vramblk.nbd.transmission import Parser, Request, TransmissionError
 from vramblk.nbd.validation import validate
 
 SIZE = 1 << 30
@@ -26,8 +26,8 @@ def request(
 
 
 def parser(data: bytes, **options: object) -> Parser:
-    buffer = np.zeros(max(len(data), 64), np.uint8)
-    buffer[: len(data)] = np.frombuffer(data, np.uint8)
+    buffer = bytearray(max(len(data) + 3 & ~3, 64))
+    buffer[: len(data)] = data
     arguments = {
         "extended": False,
         "size_bytes": SIZE,
@@ -35,7 +35,7 @@ def parser(data: bytes, **options: object) -> Parser:
         "read_only": False,
         "run_bytes": 8 << 20,
     }
-    return Parser(buffer, **(arguments | options))  # type: ignore[arg-type]
+    return Parser(memoryview(buffer), **(arguments | options))  # type: ignore[arg-type]
 
 
 def everything(data: bytes, **options: object) -> list[tuple[int, int, int, bytes]]:
@@ -46,11 +46,10 @@ def everything(data: bytes, **options: object) -> list[tuple[int, int, int, byte
     while (item := taker.next(position, len(data))) is not None:
         if isinstance(item, Plain):
             for command, side in ((0, item.reads), (1, item.writes)):
-                if side is not None:
-                    found += [
-                        (command, int(offset), int(length), cookie.tobytes())
-                        for offset, length, cookie in zip(side.offset, side.length, side.cookie, strict=True)
-                    ]
+                found += [
+                    (command, offset, side.length[index], cookie)
+                    for index, (cookie, offset) in enumerate(side.identities())
+                ]
             position = item.end
         else:
             found.append((item.command, item.offset, item.length, item.cookie))
@@ -62,10 +61,10 @@ def test_a_run_of_reads_comes_out_as_one() -> None:
     """Like reads are taken together, with offsets, lengths and cookies in order."""
     data = b"".join(request(0, i * 4096, 4096, cookie=i) for i in range(32))
     item = parser(data).next(0, len(data))
-    assert isinstance(item, Plain) and item.writes is None and item.reads is not None
+    assert isinstance(item, Plain) and not item.writes.count
     assert item.end == len(data)
-    assert item.reads.offset.tolist() == [i * 4096 for i in range(32)]
-    assert [cookie.tobytes() for cookie in item.reads.cookie] == [struct.pack(">Q", i) for i in range(32)]
+    assert item.reads.identities() == [(struct.pack(">Q", i), i * 4096) for i in range(32)]
+    assert (item.reads.count, item.reads.total_bytes) == (32, 32 * 4096)
 
 
 def test_a_run_of_writes_says_where_each_payload_lies() -> None:
@@ -73,9 +72,9 @@ def test_a_run_of_writes_says_where_each_payload_lies() -> None:
     data = b"".join(request(1, i * 512, 512, cookie=i) + bytes([i]) * 512 for i in range(20))
     taker = parser(data)
     item = taker.next(0, len(data) - 1)
-    assert isinstance(item, Plain) and item.writes is not None and item.reads is None
-    assert len(item.writes.offset) == 19
-    assert item.writes.payload.tolist() == [28 + i * 540 for i in range(19)]
+    assert isinstance(item, Plain) and not item.reads.count
+    assert item.writes.count == 19
+    assert [item.writes.payload[i] for i in range(19)] == [28 + i * 540 for i in range(19)]
 
 
 @pytest.mark.parametrize("extended", [False, True])
@@ -120,7 +119,7 @@ def test_a_run_keeps_to_its_budget() -> None:
     data = b"".join(request(0, i * PLAIN_BYTES, PLAIN_BYTES, cookie=i) for i in range(40))
     taker = parser(data, run_bytes=5 * (PLAIN_BYTES + 40))
     item = taker.next(0, len(data))
-    assert isinstance(item, Plain) and item.reads is not None and len(item.reads.offset) == 5
+    assert isinstance(item, Plain) and item.reads.count == 5
 
 
 def test_a_bad_magic_ends_the_stream() -> None:
@@ -198,15 +197,30 @@ def test_reply_headers_have_the_lengths_of_the_specification() -> None:
         assert len(format.done(asked)) == format.done_bytes
 
 
+@pytest.mark.parametrize(("structured", "extended"), [(False, False), (True, False), (True, True)])
+def test_a_header_laid_as_words_equals_one_made_as_bytes(structured: bool, extended: bool) -> None:
+    """The header before the data of a read, in each format."""
+    format = ReplyFormat(structured, extended)
+    side = Side()
+    side.count = 1
+    side.offset[0], side.length[0] = (5 << 32) + 4096, 65536
+    side.cookie[0], side.cookie[1] = struct.unpack("<II", b"cookie07")
+    buffer = bytearray(format.read_header_bytes + 8)
+    fill_read_header(memoryview(buffer).cast("I"), 1, side, format.read_header_bytes)
+    asked = Request(0, 0, b"cookie07", side.offset[0], 65536, 0)
+    assert buffer[4:-4] == format.read_header(asked, asked.offset, asked.length, last=True)
+
+
 def test_filled_replies_equal_single_ones() -> None:
     """The replies of a run of writes are the same bytes as those of single writes."""
     for extended in (False, True):
         format = ReplyFormat(extended, extended)
         cookies = [struct.pack(">Q", i * 77) for i in range(5)]
-        buffer = np.zeros(5 * format.done_bytes, np.uint8)
-        offsets = np.arange(5, dtype=np.uint64) * np.uint64(4096)
-        format.fill_done(buffer, np.frombuffer(b"".join(cookies), np.uint32).reshape(5, 2), offsets)
+        buffer = bytearray(5 * format.done_bytes)
+        words = memoryview(buffer).cast("I")
+        for i, cookie in enumerate(cookies):
+            fill_done(words, i * format.done_bytes // 4, *struct.unpack("<II", cookie), i * 4096, extended)
         expected = b"".join(
             format.done(Request(1, 0, cookie, i * 4096, 512, 512)) for i, cookie in enumerate(cookies)
         )
-        assert buffer.tobytes() == expected
+        assert buffer == expected
