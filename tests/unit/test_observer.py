@@ -341,6 +341,9 @@ def test_swap_preconditions_are_read_back(make: Make) -> None:
         "unix_only",
         "device_memory",
         "min_free",
+        "swap_max",
+        "memory_limit",
+        "huge_pages",
     }
     assert not held["unix_only"] and not held["realtime"] and held["device_memory"]
     assert observed.metrics()['vramblk_swap_precondition{name="unix_only"}'] == 0

@@ -134,14 +134,6 @@ def _kilobytes(text: str) -> int:
     return int(text.split()[0]) * 1024
 
 
-def min_free_bytes() -> int | None:
-    """The host's vm.min_free_kbytes, in bytes."""
-    try:
-        return int((_PROC / "sys/vm/min_free_kbytes").read_text()) * 1024
-    except (OSError, ValueError):
-        return None
-
-
 def swap_devices() -> list[SwapDevice]:
     """The host's swap areas on NBD devices."""
     try:
