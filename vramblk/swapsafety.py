@@ -71,6 +71,8 @@ def prepare(settings: Settings) -> None:
     """
     if settings.mode != "swap":
         return
+    # A page that is touched must not turn into 2 MiB that are locked, or wait for a free piece of that size.
+    _ignore_refusal(kernel.PR_SET_THP_DISABLE, 1)
     for name, apply in _safeguards(settings):
         try:
             apply()
@@ -85,6 +87,7 @@ def leave_data_path() -> None:
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     _write_oom_score(0)
     kernel.prctl(kernel.PR_SET_IO_FLUSHER, 0)
+    _ignore_refusal(kernel.PR_SET_THP_DISABLE, 0)
 
 
 def lock_memory(settings: Settings, *, warn: bool = False) -> int | None:
