@@ -1,7 +1,8 @@
 """What of this machine's memory management can bite swap mode although every safeguard is granted.
 
 None of it can be refused: the host script changes some of it only after the server is ready, and some
-of it is the host's own business. So it is said: in the log at ready, in the status and in the metrics.
+of it is the host's own business. So it is said: by ``vramblk check``, in the log at ready, in the status
+and in the metrics.
 """
 
 from __future__ import annotations

@@ -33,6 +33,8 @@ _OOM_FILE = "/proc/self/oom_score_adj"
 _IO_FLUSHER_FLAGS = 0x180000
 #: Files mapped in larger pieces are libraries of which little is ever used (OpenBLAS, LLVM, drivers).
 _LARGEST_RESIDENT_BYTES = 8 << 20
+#: /dev/zero and its kin.
+_MEMORY_MAJOR = 1
 _PCI_BAR = re.compile(r"/sys/devices/(?:.*/)?[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]/resource\d(?:_wc)?")
 _GRANT_SYS_RESOURCE = (
     "run as root on the host, or give the container SYS_RESOURCE outside a user namespace "
@@ -252,9 +254,14 @@ def _require_device_memory(settings: Settings) -> None:
         if path is None:
             continue
         try:
-            character = stat.S_ISCHR(os.stat(path).st_mode)
+            status = os.stat(path)
         except OSError as error:
             raise _Missing(f"map:{path}: {error.strerror}", "name a device that exists") from error
+        character = stat.S_ISCHR(status.st_mode)
+        if character and os.major(status.st_rdev) == _MEMORY_MAJOR:
+            raise _Missing(
+                f"map:{path} gives system memory, which may itself be swapped", "use a GPU, /dev/dax or a BAR"
+            )
         if not character and not _PCI_BAR.fullmatch(os.path.realpath(path)):
             raise _Missing(
                 f"map:{path} is neither a character device nor the resource file of a PCI BAR, "
