@@ -1,9 +1,10 @@
 """The server in swap mode on a machine that does not grant it, watched for what no process may do once it is settled.
 
-    settled_server.py REPORT settled|unsettled OPTIONS...
+    settled_server.py REPORT settled|unsettled|unsafe OPTIONS...
 
 Each audit event of ``FORBIDDEN`` in a process of the data path that has settled is a line of the file REPORT.
-"unsettled" leaves ``steadystate.settle`` out, which shows that the test can fail.
+"unsettled" leaves ``steadystate.settle`` out, which shows that the test can fail. "unsafe" leaves the reading back of
+the threads' safeguards in, which this process has not taken.
 """
 
 import os
@@ -40,11 +41,11 @@ def settle_and_watch(*arguments: Any) -> None:
 
 # What needs more than a test's rights, and a device: no promise of this test hangs on it.
 swapsafety._safeguards = lambda settings: []
-swapsafety.verify_threads = lambda pids: []
+if sys.argv[2] != "unsafe":
+    swapsafety.verify_threads = lambda pids: []
 swapsafety.leave_data_path = lambda: None
 lock = swapsafety.lock_memory
 swapsafety.lock_memory = lambda settings, **_: lock(settings) if os.geteuid() == 0 else 0
 steadystate.settle = settle_and_watch
-# A worker started for a test's sake would be one; and what ends is settled no longer.
 sys.addaudithook(listen)
 sys.exit(cli.main(sys.argv[3:]))

@@ -23,11 +23,10 @@ PROGRAM = Path(__file__).with_name("settled_server.py")
 Start = Callable[..., Server]
 
 
-def start_settled(start: Start, report: Path, *, settled: bool) -> Server:
-    how = "settled" if settled else "unsettled"
+def start_swap(start: Start, report: Path, how: str = "settled", *, ready: bool = True) -> Server:
     return start(
         "--mode", "swap", "--device", "map:/dev/zero", "--workers", "2",
-        program=(sys.executable, str(PROGRAM), str(report), how), size="64M",
+        program=(sys.executable, str(PROGRAM), str(report), how), size="64M", ready=ready,
     )  # fmt: skip
 
 
@@ -115,7 +114,7 @@ def changes(server: Server) -> tuple[list[str], int]:
 def test_a_settled_server_takes_nothing_more(start: Start, tmp_path: Path) -> None:
     """Promise 2, and no import, no file and no fork besides."""
     report = tmp_path / "report"
-    server = start_settled(start, report, settled=True)
+    server = start_swap(start, report)
     report.write_text("")  # what the supervisor did between settling and ready
     found, faults = changes(server)
     assert found == [] and faults <= MOST_FAULTS
@@ -124,14 +123,14 @@ def test_a_settled_server_takes_nothing_more(start: Start, tmp_path: Path) -> No
 
 def test_an_unsettled_server_does(start: Start, tmp_path: Path) -> None:
     """The same, so that the test above is known to be able to fail."""
-    server = start_settled(start, tmp_path / "report", settled=False)
+    server = start_swap(start, tmp_path / "report", "unsettled")
     assert changes(server)[1] > 50 * MOST_FAULTS
 
 
 @pytest.mark.parametrize("role", ("worker", "engine"))
 def test_all_that_will_be_written_is_resident(start: Start, tmp_path: Path, role: str) -> None:
     """Windows are in memory before the first request, as each of their pages would be taken when there is none."""
-    server = start_settled(start, tmp_path / "report", settled=True)
+    server = start_swap(start, tmp_path / "report")
     for pid in server.named(role):
         sizes: dict[str, int] = {}
         for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
@@ -144,3 +143,52 @@ def test_all_that_will_be_written_is_resident(start: Start, tmp_path: Path, role
                     own = sizes["Rss:"] == sizes["Size:"]
                     sizes["own"] = sizes.get("own", 0) + own
         assert sizes.get("own", 0) >= (1 if role == "worker" else 2), sizes
+
+
+def test_a_thread_without_its_safeguards_is_refused(start: Start, tmp_path: Path) -> None:
+    """Promise 3: read back for every thread before ready, exit 78."""
+    server = start_swap(start, tmp_path / "report", "unsafe", ready=False)
+    assert server.wait(60) == 78
+    assert server.stderr.count("\n") == 1
+    assert (
+        "swap mode needs every thread safe: thread " in server.stderr and "lacks IO_FLUSHER" in server.stderr
+    )
+    assert server.find_event("ready") is None
+
+
+def test_only_sigquit_ends_a_swap_server_with_a_client(start: Start, tmp_path: Path) -> None:
+    """Promise 9: SIGTERM drains, a second one changes nothing, nor does Ctrl+C; SIGQUIT is the way to use force."""
+    server = start_swap(start, tmp_path / "report")
+    with server.client() as client:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            server.signal(number)
+            time.sleep(0.3)
+            client.write(0, b"x" * 4096)
+            assert client.read(0, 4096) == b"x" * 4096
+        assert server.wait_event("still_attached")["detach"] == "vramblk-swap down"
+        assert sum(event.get("event") == "draining" for event in server.events) == 1
+        server.signal(signal.SIGQUIT)
+        assert server.wait(10) == 1
+    assert "SIGQUIT" in server.stderr and "unix:pid=" in server.stderr
+
+
+def test_a_swap_server_ends_once_its_last_client_has_gone(start: Start, tmp_path: Path) -> None:
+    server = start_swap(start, tmp_path / "report")
+    with server.client() as client:
+        server.signal(signal.SIGTERM)
+        server.wait_event("draining")
+        client.write(0, b"x" * 4096)
+    assert server.wait(10) == 0
+
+
+def test_the_data_path_outlives_the_supervisor(start: Start, tmp_path: Path) -> None:
+    """Promise 9: its death leaves live swap alone; workers and engine end with the last client."""
+    server = start_swap(start, tmp_path / "report")
+    with server.client() as client:
+        client.write(0, b"x" * 4096)
+        server.signal(signal.SIGKILL)
+        server.wait()
+        time.sleep(1.5)
+        assert client.read(0, 4096) == b"x" * 4096
+        assert not client.call(nbd.FLUSH).error
+    assert not server.leftovers()
