@@ -99,6 +99,12 @@ def mallopt(parameter: int, value: int) -> None:
         _libc.mallopt(parameter, value)
 
 
+def malloc_trim() -> None:
+    """malloc_trim(3), where the C library has it: give free memory back to the kernel."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
+
+
 def held_capabilities() -> int:
     """The effective capabilities of this thread as a bit set."""
     return int(status_field("CapEff"), 16)

@@ -45,7 +45,7 @@ def test_memory_in_hand_serves_without_the_kernel(kept: bool) -> None:
     code = f"""
     maps(), faults()
     if {kept}:
-        steadystate.keep_allocated()
+        steadystate.keep_allocated(1 << 20)
     before = maps()
     start = faults()
     use(48, 1 << 20)
