@@ -223,12 +223,13 @@ def test_down_refuses_when_memory_cannot_take_it_back(host: Host) -> None:
     result = host.run("down")
     assert result.returncode == 1 and "976 MiB are in /dev/nbd0" in result.stderr
     assert host.calls() == []
-    host.write("/proc/swaps", f"{swaps}\n/dev/zram0 partition 199000 0 100\n")
+    # 900000 KiB, half of min_free_kbytes (171612), and in other swap: 1000000 - 985806 = 14194 are wanted of it.
+    host.write("/proc/swaps", f"{swaps}\n/dev/zram0 partition 28000 0 100\n")
     assert host.run("down").returncode == 1, "what zram takes stays in RAM, at half the size"
-    host.write("/proc/swaps", f"{swaps}\n/dev/sda2 partition 200000 100001 -2\n")
+    host.write("/proc/swaps", f"{swaps}\n/dev/sda2 partition 20000 5807 -2\n")
     assert host.run("down").returncode == 1
-    host.write("/proc/swaps", f"{swaps}\n/dev/sda2 partition 200000 100000 -2\n")
-    assert host.run("down").returncode == 0  # the other swap device has room for the rest
+    host.write("/proc/swaps", f"{swaps}\n/dev/sda2 partition 20000 5806 -2\n")
+    assert host.run("down").returncode == 0
 
 
 def test_a_failing_detach_is_said_and_the_settings_are_restored(host: Host) -> None:
