@@ -33,6 +33,9 @@ _ARENA_SHIFT = 20
 #: Calls from C to Python and back, each some hundred bytes of stack.
 _STACK_CALLS = 150
 
+#: Not larger are Python's own pieces of memory and the data of libraries.
+_SMALL_MAPPING_BYTES = 8 << 20
+
 _PAGE = mmap.PAGESIZE
 _PRESENT_OR_SWAPPED = np.uint64(3 << 62)
 
@@ -81,18 +84,28 @@ def keep_allocated(in_hand_bytes: int = _IN_HAND_BYTES) -> None:
 
 def own_private_pages() -> None:
     """Write to each private page that is here, so that none is shared with a parent or child any more."""
-    with open("/proc/self/maps") as maps, open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-        for line in maps.read().splitlines():
-            span, modes = line.split(maxsplit=2)[:2]
-            if not modes.startswith("rw") or modes[3] != "p":
-                continue
-            start, end = (int(part, 16) // _PAGE for part in span.split("-"))
+    with open("/proc/self/maps") as file:
+        lines = file.read().splitlines()
+    for line in lines:
+        span, modes = line.split(maxsplit=2)[:2]
+        if not modes.startswith("rw") or modes[3] != "p":
+            continue
+        start, end = (int(part, 16) // _PAGE for part in span.split("-"))
+        for first, behind in _runs(_present(start, end)):
+            # What cannot be written is a driver's own affair, or gone meanwhile.
+            with suppress(OSError):
+                _populate((start + first) * _PAGE, (behind - first) * _PAGE)
+
+
+def _present(start: int, end: int) -> npt.NDArray[np.bool_]:
+    """Which pages of a mapping are here; all of a small one where the kernel does not say."""
+    try:
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
             pagemap.seek(start * 8)
             entries = np.frombuffer(pagemap.read((end - start) * 8), np.uint64)
-            for first, behind in _runs((entries & _PRESENT_OR_SWAPPED) != 0):
-                # What cannot be written is a driver's own affair, or gone meanwhile.
-                with suppress(OSError):
-                    _populate((start + first) * _PAGE, (behind - first) * _PAGE)
+    except OSError:
+        return np.full(end - start, (end - start) * _PAGE <= _SMALL_MAPPING_BYTES)
+    return np.asarray(entries & _PRESENT_OR_SWAPPED != 0)
 
 
 def _runs(flags: npt.NDArray[np.bool_]) -> Iterable[tuple[int, int]]:
