@@ -5,6 +5,7 @@ kernel grants is left out.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -192,3 +193,17 @@ def test_the_data_path_outlives_the_supervisor(start: Start, tmp_path: Path) -> 
         assert client.read(0, 4096) == b"x" * 4096
         assert not client.call(nbd.FLUSH).error
     assert not server.leftovers()
+
+
+def test_the_observer_comes_back_but_not_at_once(start: Start, tmp_path: Path) -> None:
+    """Its death is no reason to fork while memory may be what is short, and nothing that a client notices."""
+    server = start_swap(start, tmp_path / "report")
+    with server.client() as client:
+        (observer,) = server.named("observer")
+        os.kill(observer, signal.SIGKILL)
+        for _ in range(80):
+            client.write(0, b"x" * 4096)
+            time.sleep(0.1)
+            assert server.named("observer") in ([], [observer])
+        eventually(lambda: server.named("observer") not in ([], [observer]), 20)
+        assert client.read(0, 4096) == b"x" * 4096
