@@ -113,6 +113,7 @@ class StatusDocument:
 
     def _connections(self, geometry: dict[str, Any]) -> list[dict[str, Any]]:
         names = [export["name"] for export in geometry.get("exports", [])]
+        sockets = [address.path for address in self._shared.settings.unix_listeners]
         now_ns = time.monotonic_ns()
         found = []
         for window in open_windows(self._shared):
@@ -123,7 +124,7 @@ class StatusDocument:
                     {
                         "id": each.id,
                         "peer": each.peer,
-                        "device": processes.nbd_device_of(each.peer)
+                        "device": processes.nbd_device_of(each.peer, sockets)
                         if self._shared.settings.mode == "swap"
                         else None,
                         "worker": window.index,

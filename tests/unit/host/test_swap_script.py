@@ -323,6 +323,14 @@ def test_a_worker_that_died_is_a_lost_device(host: Host) -> None:
     assert json.loads(host.run("status", "--json").stdout)["swap"] == "lost"
 
 
+def test_another_connections_worker_is_not_ours(host: Host) -> None:
+    host.run("up")
+    host.status(counters={"workers_lost": 1}, connections=[{"peer": "x", "device": "/dev/nbd0", "id": 1}])
+    assert host.run("up").returncode == 0 and host.run("status").returncode == 0
+    host.status(counters={"workers_lost": 1}, connections=[{"peer": "x", "device": "/dev/nbd01", "id": 1}])
+    assert host.run("up").returncode == 1
+
+
 def test_named_device(host: Host) -> None:
     assert host.run("up", VRAMBLK_NBD_DEVICE="/dev/nbd1").returncode == 0
     assert "swapon --priority 200 /dev/nbd1" in host.calls()
