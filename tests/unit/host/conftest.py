@@ -28,6 +28,7 @@ if [ -e "$STUB_HOME/fail.$name" ]; then
     exit 1
 fi
 if [ -e "$STUB_HOME/kill-before.$name" ]; then rm "$STUB_HOME/kill-before.$name"; kill -9 "$PPID"; exit 1; fi
+if [ -e "$STUB_HOME/signal.$name" ]; then kill "-$(cat "$STUB_HOME/signal.$name")" "$PPID"; rm "$STUB_HOME/signal.$name"; fi
 trap '[ ! -e "$STUB_HOME/kill-after.$name" ] || { rm "$STUB_HOME/kill-after.$name"; kill -9 "$PPID"; }' EXIT
 case $name in
 id) echo "${STUB_UID:-0}" ;;

@@ -132,6 +132,25 @@ def test_an_up_that_is_killed_is_undone_by_down(host: Host, tool: str, moment: s
     assert host.state() == before and not host.path("/run/vramblk-swap/records").exists()
 
 
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
+@pytest.mark.parametrize("tool", ["nbd-client", "mkswap", "swapon"])
+def test_an_up_that_is_told_to_end_undoes_what_it_did(host: Host, tool: str, name: str) -> None:
+    """Ctrl+C, a stop of the unit, or a terminal that closes."""
+    before = host.state()
+    (host.home / f"signal.{tool}").write_text(name)
+    result = host.run("up")
+    assert result.returncode == 130 and "undoing what was done" in result.stderr
+    assert host.state() == before
+
+
+def test_an_up_that_cannot_write_its_own_record_undoes_what_it_did(host: Host) -> None:
+    host.path("/run/vramblk-swap/attached").mkdir(parents=True)
+    before = host.state()
+    result = host.run("up")
+    assert result.returncode == 1 and "cannot write /" in result.stderr and host.state() == before
+    assert "swapon --priority 200 /dev/nbd0" not in host.calls()
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("tool", ["swapoff", "nbd-client", "modprobe"])
 def test_a_down_that_is_killed_is_finished_by_the_next(host: Host, tool: str, moment: str) -> None:
