@@ -24,7 +24,7 @@ from .settings import Settings
 
 #: The largest object that Python's own allocator serves, bytes; larger ones are the C library's.
 _SMALL_BYTES = 512
-_BYTES_HEADER = len(b"") + bytes.__basicsize__
+_BYTES_HEADER = bytes.__basicsize__
 #: In hand for each of the two allocators; with 128 requests of 4 KiB in flight, and with others of 8 MiB, no
 #: process of the data path has taken a page more.
 _IN_HAND_BYTES = 256 << 10

@@ -41,9 +41,11 @@ modprobe)
     esac ;;
 nbd-client)
     case $1 in
-    -d) rm -f "$t/sys/block/${2#/dev/}/pid"; echo 0 >"$t/sys/block/${2#/dev/}/size" ;;
+    -d) rm -rf "$t/sys/block/${2#/dev/}/pid" "$t/proc/77"; echo 0 >"$t/sys/block/${2#/dev/}/size" ;;
     *)
         echo 77 >"$t/sys/block/${3#/dev/}/pid"
+        mkdir -p "$t/proc/77"
+        printf '%s\0' @bd-client "$@" >"$t/proc/77/cmdline"
         [ -e "$STUB_HOME/no-size" ] || echo 2097152 >"$t/sys/block/${3#/dev/}/size" ;;
     esac ;;
 swapon)
