@@ -573,6 +573,8 @@ def test_the_device_of_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found(862) == "/dev/nbd0", "-nofork"
     assert (found(861), found(880)) == ("/dev/nbd0", "/dev/nbd2")
     assert found(865) == "/dev/nbd2", "not the client of another server"
+    (tmp_path / "proc/862/cmdline").unlink()
+    assert found(861) == "/dev/nbd0", "lost: its client is gone"
     assert found(850) is None, "it lives and waits for nothing"
     assert (found(890), found(0)) == (None, None)
     assert processes.nbd_device_of("tcp:127.0.0.1:5", ["/run/nbd.sock"]) is None

@@ -152,7 +152,8 @@ def nbd_device_of(peer: str, sockets: Iterable[str]) -> str | None:
     """The /dev/nbdN behind the peer "unix:pid=P,...", where both see the same process ids.
 
     The kernel names the process that waits in the driver. Without -nofork that is a child of P, started
-    when P had connected, and P is gone; so it is the next one whose command line names our socket.
+    when P had connected, and P is gone; so it is the next one whose command line names our socket. Of a
+    connection that is lost it is gone too, but the kernel still shows its id.
 
     Args:
         sockets: paths on which this server listens.
@@ -171,12 +172,13 @@ def nbd_device_of(peer: str, sockets: Iterable[str]) -> str | None:
     if (_PROC / pid).exists():
         return None
     ours = {path.encode() for path in sockets}
-    later = (each for each in sorted(waiting) if each > int(pid) and ours & set(_arguments(each)))
+    later = (each for each in sorted(waiting) if each > int(pid) and _names(each, ours))
     return waiting.get(next(later, -1))
 
 
-def _arguments(pid: int) -> list[bytes]:
+def _names(pid: int, arguments: set[bytes]) -> bool:
+    """Whether the process has one of these arguments, or is gone."""
     try:
-        return (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+        return bool(arguments & set((_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")))
     except OSError:
-        return []
+        return True
