@@ -211,12 +211,18 @@ outdated() {
     [ "$(inspect "$1" '{{index .Config.Labels "com.docker.compose.config-hash"}}')" != "$hash" ]
 }
 
-# The host's side of swap, which needs root.
+# The host's side of swap, which needs root; what this server has elsewhere or otherwise than usual is told.
 host_script() {
-    if [ "$(id -u)" = 0 ]; then root=; else root='sudo '; fi
-    say "+ ${root}host/vramblk-swap $1"
-    # shellcheck disable=SC2086  # a word or nothing
-    ${root}host/vramblk-swap "$1"
+    run_dir=$(setting VRAMBLK_RUN_DIR)
+    export_name=$(setting VRAMBLK_EXPORT_NAME)
+    set -- host/vramblk-swap "$1"
+    [ -z "$export_name" ] || set -- "VRAMBLK_EXPORT_NAME=$export_name" "$@"
+    [ -z "$run_dir" ] ||
+        set -- "VRAMBLK_NBD_SOCKET=$run_dir/nbd.sock" "VRAMBLK_STATUS_SOCKET=$run_dir/status.sock" "$@"
+    case $1 in VRAMBLK_*) set -- env "$@" ;; esac
+    [ "$(id -u)" = 0 ] || set -- sudo "$@"
+    say "+ $*"
+    "$@"
 }
 
 # --- the four commands -----------------------------------------------------------------------------------------------
@@ -232,9 +238,17 @@ wait_until_healthy() {
         waited_s=$((waited_s + 1))
     done
     line=$(docker logs --tail 1 "$1" 2>&1)
-    compose stop >/dev/null 2>&1 || true
     printf '%s\n' "$line" >&2
+    stop_what_was_started "$1" 'the server does not become healthy'
     fail 1 'the server does not become healthy; the container is stopped; more: make logs'
+}
+
+# Container $1 has been there before: a swap server whose swap may be live, which nothing here may stop.
+stop_what_was_started() {
+    if [ -n "$1" ] && [ "$1" = "$old" ] && is_swap "$1"; then
+        fail 1 "$2; it was running before and swap may be live, so it is left alone; see: sudo host/vramblk-swap status"
+    fi
+    compose stop >/dev/null 2>&1 || true
 }
 
 say_how_to_connect() {
@@ -274,7 +288,7 @@ up() {
     if ! compose up -d --no-build >"$log" 2>&1; then
         cat "$log" >&2
         rm -f "$log"
-        compose stop >/dev/null 2>&1 || true
+        stop_what_was_started "$(container)" 'the container cannot be started anew'
         fail 1 'the container cannot be started'
     fi
     rm -f "$log"

@@ -29,6 +29,10 @@ install)
         # shellcheck disable=SC2086  # a list of units
         systemctl enable $units
     fi
+    echo "vramblk-swap: installed $destination$sbindir/vramblk-swap and, in $destination$unitdir: $units"
+    if live_systemd; then
+        echo 'vramblk-swap: from the next boot on swap comes and goes by itself; for now: sudo systemctl start vramblk-swap'
+    fi
     ;;
 uninstall)
     if [ -z "$destination" ] && [ -s /run/vramblk-swap/records ]; then

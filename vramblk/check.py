@@ -64,6 +64,7 @@ def examine(settings: Settings) -> Iterator[Requirement]:
         yield Requirement("variable", WARNING, f"{name} is read by nothing", f"did you mean {near}?")
     yield _from_error("processor", _processor)
     yield from probes.safeguards(settings)
+    yield from probes.hazards(settings)
     yield from _addresses(settings)
     if settings.tls != "off":
         yield _from_error("tls", lambda: _tls(settings))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import select
@@ -11,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from . import childsignals, logs, swapsafety
+from . import childsignals, logs, steadystate, swapsafety
 from .errors import StartupError
 from .executor import Executor
 from .memory.base import DeviceError, Memory
@@ -124,6 +123,8 @@ def run(shared: Shared, mail: socket.socket, open_memories: OpenMemories) -> int
         executor = Executor(shared, memories)
         childsignals.ignore()
         swapsafety.lock_memory(settings)
+        every_window = [window.whole for window in shared.windows]
+        steadystate.settle(settings, [*every_window, *(written.blocks for written in shared.written)])
     except StartupError as error:
         mailbox.answer(event="failed", exit_code=error.exit_code, message=str(error))
         return error.exit_code
@@ -132,8 +133,6 @@ def run(shared: Shared, mail: socket.socket, open_memories: OpenMemories) -> int
             event="failed", exit_code=1, message=f"the device failed while it was being set up: {error}"
         )
         return 1
-    gc.collect()
-    gc.freeze()
     mailbox.answer(event="ready")
     _serve(shared, executor, mailbox)
     for memory in memories:

@@ -11,6 +11,7 @@ PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
+PR_SET_THP_DISABLE = 41
 PR_SET_IO_FLUSHER = 57
 
 CAP_SETPCAP = 8
@@ -22,12 +23,20 @@ MCL_CURRENT = 1
 MCL_FUTURE = 2
 MCL_ONFAULT = 4
 
+MADV_POPULATE_WRITE = 23
+
+# mallopt(3)
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+M_ARENA_MAX = -8
+
 _CAPABILITY_VERSION_3 = 0x20080522
 _COMM_BYTES = 15
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 _libc.mlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -73,6 +82,27 @@ def mlock(address: int, length: int) -> None:
         OSError: the kernel refuses.
     """
     _check(_libc.mlock(address, length), "mlock")
+
+
+def madvise(address: int, length: int, advice: int) -> None:
+    """madvise(2).
+
+    Raises:
+        OSError: the kernel refuses, or does not know the advice.
+    """
+    _check(_libc.madvise(address, length, advice), f"madvise {advice}")
+
+
+def mallopt(parameter: int, value: int) -> None:
+    """mallopt(3), where the C library has it."""
+    if hasattr(_libc, "mallopt"):
+        _libc.mallopt(parameter, value)
+
+
+def malloc_trim() -> None:
+    """malloc_trim(3), where the C library has it: give free memory back to the kernel."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
 
 
 def held_capabilities() -> int:

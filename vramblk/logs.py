@@ -9,13 +9,14 @@ from __future__ import annotations
 import json as json_format
 import os
 import select
+import sys
 import time
-from collections.abc import Callable, Hashable, Mapping, MutableMapping
+import traceback
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-from structlog.typing import FilteringBoundLogger, WrappedLogger
+from .leanlog import FilteringBoundLogger, WrappedLogger, structlog
 
 MAXIMUM_LINE_BYTES = min(4096, select.PIPE_BUF)
 
@@ -23,6 +24,8 @@ _DEBUG, _INFO = 10, 20
 _LEADING = ("timestamp", "level", "event", "process", "pid")
 _LEVEL_COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 _PLAIN = "\x1b[0m"
+#: Exceptions behind an exception that are told too.
+_MOST_CAUSES = 8
 
 
 def stdout_is_terminal() -> bool:
@@ -81,7 +84,7 @@ def _configure(write: Callable[[bytes], None], json: bool, process: str, verbose
         return render(event)
 
     structlog.configure(
-        processors=[structlog.processors.format_exc_info, identify, finish],
+        processors=[_tell_exception, identify, finish],
         wrapper_class=structlog.make_filtering_bound_logger(_DEBUG if verbose else _INFO),
         logger_factory=lambda *_: _Writer(write),
         cache_logger_on_first_use=False,
@@ -99,6 +102,27 @@ class _Writer:
         self._write(line)
 
     debug = info = warning = warn = error = exception = critical = fatal = log = msg
+
+
+def _tell_exception(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """``exc_info`` as text, without lines of source: they would have to be read from a disk."""
+    given = event.pop("exc_info", None)
+    error = given if isinstance(given, BaseException) else sys.exception() if given else None
+    if error is not None:
+        event["exception"] = "".join(_told(error, _MOST_CAUSES))
+    return event
+
+
+def _told(error: BaseException, most: int) -> Iterator[str]:
+    """What caused it first."""
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None and most:
+        yield from _told(cause, most - 1)
+        yield "\nwhich led to\n"
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        yield f"{code.co_filename}:{line} {code.co_name}\n"
+    yield f"{type(error).__name__}: {error}"
 
 
 def _timestamp() -> str:

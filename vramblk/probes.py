@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import swapsafety
+from . import hostmemory, swapsafety
 from .errors import StartupError
 from .memory import maptarget
 from .settings import ExportSettings, Settings
@@ -56,6 +56,14 @@ def safeguards(settings: Settings) -> Iterator[Requirement]:
             yield Requirement(name, WARNING, found.detail, found.remedy)
         else:
             yield Requirement(name, OK, f"{found.detail}; only swap mode needs it")
+
+
+def hazards(settings: Settings) -> Iterator[Requirement]:
+    """What can bite a swap server and is not refused, as far as it is known before it has locked anything."""
+    for found in hostmemory.hazards(0) if settings.mode == "swap" else ():
+        yield Requirement(
+            found.name.replace("_", " "), OK if found.ok else WARNING, found.detail, found.remedy
+        )
 
 
 def port(name: str, setting: str, address: TcpAddress) -> Requirement:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from . import logs, swapsafety, worker
+from . import hostmemory, logs, steadystate, swapsafety, worker
 from .errors import PreconditionError, RuntimeFailure, StartupError
 from .settings import Settings
 from .shared.barrier import require_ordered_stores
@@ -268,15 +268,19 @@ class Supervisor:
         return [descriptor for descriptor in found if descriptor >= 0]
 
     def _lock(self, shared: Shared, data_path: Sequence[int]) -> int:
-        """Lock this process, check all of the data path, and give the bytes that they have locked."""
+        """Lock this process, check all of the data path and the host, and give the bytes that are locked."""
         swapsafety.lock_memory(self._settings, warn=True)
         if self._swap and (problems := swapsafety.verify_threads(data_path)):
             raise PreconditionError(
                 f"swap mode needs every thread safe: {problems[0]}; {len(problems)} in all, "
                 "so a library has undone it: look for what sets scheduling in this process"
             )
+        steadystate.settle(self._settings)
         locked = sum(map(swapsafety.locked_bytes, data_path))
         shared.control.store(ControlWord.LOCKED_BYTES, locked)
+        for hazard in hostmemory.hazards(locked, data_path) if self._swap else ():
+            if not hazard.ok:
+                self._log.warning("swap_hazard", name=hazard.name, detail=hazard.detail, remedy=hazard.remedy)
         return locked
 
     # Ending

@@ -14,15 +14,14 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import resource
-import stat
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from . import kernel, logs
 from .errors import PreconditionError
 from .settings import Settings
+from .swapsettings import Missing, require_device_memory, require_unix_listeners
 
 #: The lowest: enough to come before every ordinary task, below the kernel's own threads.
 FIFO_PRIORITY = 1
@@ -33,7 +32,6 @@ _OOM_FILE = "/proc/self/oom_score_adj"
 _IO_FLUSHER_FLAGS = 0x180000
 #: Files mapped in larger pieces are libraries of which little is ever used (OpenBLAS, LLVM, drivers).
 _LARGEST_RESIDENT_BYTES = 8 << 20
-_PCI_BAR = re.compile(r"/sys/devices/(?:.*/)?[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]/resource\d(?:_wc)?")
 _GRANT_SYS_RESOURCE = (
     "run as root on the host, or give the container SYS_RESOURCE outside a user namespace "
     "(compose.swap.yaml does)"
@@ -54,13 +52,6 @@ class Precondition(NamedTuple):
     remedy: str
 
 
-class _Missing(Exception):
-    def __init__(self, detail: str, remedy: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.remedy = remedy
-
-
 def prepare(settings: Settings) -> None:
     """Take every safeguard that is inherited; in scratch mode nothing happens.
 
@@ -71,10 +62,12 @@ def prepare(settings: Settings) -> None:
     """
     if settings.mode != "swap":
         return
+    # A page that is touched must not turn into 2 MiB that are locked, or wait for a free piece of that size.
+    _ignore_refusal(kernel.PR_SET_THP_DISABLE, 1)
     for name, apply in _safeguards(settings):
         try:
             apply()
-        except _Missing as missing:
+        except Missing as missing:
             raise PreconditionError(
                 f"swap mode needs {name}: {missing.detail}; {missing.remedy}"
             ) from missing
@@ -85,6 +78,7 @@ def leave_data_path() -> None:
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     _write_oom_score(0)
     kernel.prctl(kernel.PR_SET_IO_FLUSHER, 0)
+    _ignore_refusal(kernel.PR_SET_THP_DISABLE, 0)
 
 
 def lock_memory(settings: Settings, *, warn: bool = False) -> int | None:
@@ -108,8 +102,8 @@ def lock_memory(settings: Settings, *, warn: bool = False) -> int | None:
         if swap:
             _require_lock_limit()
         _lock(future=_unlimited())
-    except (_Missing, OSError) as error:
-        missing = error if isinstance(error, _Missing) else _lock_refused(error)
+    except (Missing, OSError) as error:
+        missing = error if isinstance(error, Missing) else _lock_refused(error)
         if swap:
             raise PreconditionError(
                 f"swap mode needs locked memory: {missing.detail}; {missing.remedy}"
@@ -207,7 +201,7 @@ def _try_all(settings: Settings) -> list[Precondition]:
     for name, apply in (*_safeguards(settings), ("locked memory", _try_locking)):
         try:
             apply()
-        except _Missing as missing:
+        except Missing as missing:
             found.append(Precondition(name, False, missing.detail, missing.remedy))
         except OSError as error:
             found.append(Precondition(name, False, str(error), "see the error"))
@@ -221,8 +215,8 @@ def _safeguards(settings: Settings) -> list[tuple[str, Callable[[], None]]]:
     checks: list[tuple[str, Callable[[], None]]] = []
     if settings.mode == "swap":
         checks = [
-            ("Unix sockets", lambda: _require_unix_listeners(settings)),
-            ("device memory", lambda: _require_device_memory(settings)),
+            ("Unix sockets", lambda: require_unix_listeners(settings)),
+            ("device memory", lambda: require_device_memory(settings)),
         ]
     return [
         *checks,
@@ -233,40 +227,13 @@ def _safeguards(settings: Settings) -> list[tuple[str, Callable[[], None]]]:
     ]
 
 
-def _require_unix_listeners(settings: Settings) -> None:
-    if settings.tcp_listeners:
-        raise _Missing(
-            f"listen_addr has {settings.tcp_listeners[0]}, "
-            "and packets of TCP are dropped when memory is short",
-            "use only --listen-addr unix:/run/vramblk/nbd.sock",
-        )
-
-
-def _require_device_memory(settings: Settings) -> None:
-    """A mapped device must be one whose pages are not the kernel's; OpenCL devices are judged when opened."""
-    for export in settings.exports:
-        path = export.mapped_path
-        if path is None:
-            continue
-        try:
-            character = stat.S_ISCHR(os.stat(path).st_mode)
-        except OSError as error:
-            raise _Missing(f"map:{path}: {error.strerror}", "name a device that exists") from error
-        if not character and not _PCI_BAR.fullmatch(os.path.realpath(path)):
-            raise _Missing(
-                f"map:{path} is neither a character device nor the resource file of a PCI BAR, "
-                "so its pages are system memory that may itself be swapped",
-                "use a GPU, /dev/dax or a BAR, or --mode scratch",
-            )
-
-
 def _set_io_flusher() -> None:
     try:
         kernel.prctl(kernel.PR_SET_IO_FLUSHER, 1)
     except OSError as error:
         if error.errno == errno.EINVAL:
-            raise _Missing("the kernel does not know it", "use Linux 5.6 or later") from error
-        raise _Missing(f"{error.strerror}, it takes CAP_SYS_RESOURCE", _GRANT_SYS_RESOURCE) from error
+            raise Missing("the kernel does not know it", "use Linux 5.6 or later") from error
+        raise Missing(f"{error.strerror}, it takes CAP_SYS_RESOURCE", _GRANT_SYS_RESOURCE) from error
 
 
 def _set_oom_score() -> None:
@@ -276,7 +243,7 @@ def _set_oom_score() -> None:
         if current != OOM_SCORE_ADJ:
             _write_oom_score(OOM_SCORE_ADJ)
     except OSError as error:
-        raise _Missing(
+        raise Missing(
             f"{error.strerror}, it takes CAP_SYS_RESOURCE",
             f"{_GRANT_SYS_RESOURCE}, or start it with that score "
             "(oom_score_adj of Compose, OOMScoreAdjust of systemd)",
@@ -296,12 +263,12 @@ def _set_realtime() -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(FIFO_PRIORITY))
     except OSError as error:
         if kernel.held_capabilities() >> kernel.CAP_SYS_NICE & 1:
-            raise _Missing(
+            raise Missing(
                 f"{error.strerror} although CAP_SYS_NICE is held, so this cgroup has a real-time budget of 0",
                 "give it one (cpu.rt_runtime_us of the cgroup, --cpu-rt-runtime of Docker) "
                 "or use a kernel without CONFIG_RT_GROUP_SCHED",
             ) from error
-        raise _Missing(
+        raise Missing(
             f"{error.strerror}, it takes CAP_SYS_NICE or a limit of real-time priority",
             "run as root on the host, or give the container SYS_NICE or ulimit rtprio "
             "(compose.swap.yaml does)",
@@ -319,9 +286,9 @@ def _require_lock_limit() -> None:
         raise _limit_too_low()
 
 
-def _limit_too_low() -> _Missing:
+def _limit_too_low() -> Missing:
     limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    return _Missing(
+    return Missing(
         f"CAP_IPC_LOCK is not held and the limit of locked memory is {limit >> 10} KiB",
         "run as root, give the container IPC_LOCK, or raise the limit (ulimit -l unlimited)",
     )
@@ -339,10 +306,10 @@ def _try_locking() -> None:
         raise _lock_refused(error) from error
 
 
-def _lock_refused(error: OSError) -> _Missing:
+def _lock_refused(error: OSError) -> Missing:
     if not _unlimited():
         return _limit_too_low()
-    return _Missing(f"mlockall: {error.strerror}", "free memory, or look at the limits of the container")
+    return Missing(f"mlockall: {error.strerror}", "free memory, or look at the limits of the container")
 
 
 def _populate_code() -> None:

@@ -13,7 +13,7 @@ import socket
 import ssl
 import time
 
-from . import logs, swapsafety
+from . import logs, steadystate, swapsafety
 from .nbd.events import ExportInfo, TlsPolicy
 from .nbd.replies import ReplyFormat
 from .negotiation import Negotiation
@@ -339,8 +339,7 @@ def run(shared: Shared, index: int, handoff: socket.socket) -> int:
         watch_worker(worker.submitter, index, stages.active)
     swapsafety.drop_privileges()
     swapsafety.lock_memory(settings)
-    gc.collect()
-    gc.freeze()
+    steadystate.settle(settings, [window.whole])
     gc.disable()
     worker.serve()
     return 0

@@ -285,6 +285,31 @@ def test_down_leaves_the_container_alone_if_swap_stays_on(host):
     assert "compose down" not in host.calls
 
 
+def test_the_host_script_is_told_what_is_not_as_usual(host):
+    host.write("host/dev/kfd")
+    host.write("clone/.env", "VRAMBLK_RUN_DIR=/srv/run\nVRAMBLK_EXPORT_NAME=fast one\n")
+    host.script('env | grep -E "^VRAMBLK_(NBD_SOCKET|STATUS_SOCKET|EXPORT_NAME)=" | sort >>"$TEST/calls"')
+    assert host.run(SWAP="1").returncode == 0
+    assert host.calls.splitlines()[-3:] == [
+        "VRAMBLK_EXPORT_NAME=fast one", "VRAMBLK_NBD_SOCKET=/srv/run/nbd.sock",
+        "VRAMBLK_STATUS_SOCKET=/srv/run/status.sock",
+    ]  # fmt: skip
+
+
+def test_a_swap_server_that_was_there_before_is_never_stopped_by_up(host):
+    """Unhealthy, or Compose fails: its swap may be live, and Docker would kill it after the grace period."""
+    host.write("host/dev/kfd")
+    host.write("container", "container-id\n")
+    host.write("env", "VRAMBLK_MODE=swap\n")
+    host.write("state", "running 1\n")
+    done = host.run(VRAMBLK_MODE="swap")
+    assert done.returncode == 1 and "left alone" in done.stderr
+    assert "compose stop" not in host.calls
+    host.program("docker", DOCKER.replace("'compose up '*) ", "'compose up '*) exit 1;"))
+    refused(host.run(VRAMBLK_MODE="swap"), 1, "left alone")
+    assert "compose stop" not in host.calls
+
+
 def test_a_server_that_ends_is_stopped_and_its_last_line_shown(host):
     host.write("state", "restarting 1\n")
     done = host.run()

@@ -138,6 +138,13 @@ def test_probes_leave_the_process_as_it_was() -> None:
     assert state() == before
 
 
+def test_what_can_bite_swap_is_a_warning() -> None:
+    found = list(probes.hazards(load_settings(["--mode", "swap"], {})))
+    assert [row.name for row in found] == ["min free", "swap max", "memory limit", "huge pages"]
+    assert all(row.state == (WARNING if row.remedy else OK) for row in found)
+    assert not list(probes.hazards(load_settings([], {})))
+
+
 def test_stdout_carries_the_result_only(device: str) -> None:
     done = as_child(
         "--device", device, "--size", "1M", "--listen-addr", "127.0.0.1:0", "--json", VRAMBLK_SIZ="x"

@@ -341,10 +341,10 @@ def test_links_are_followed_to_their_anchor(target: str, fine: bool) -> None:
         ("device … is ambiguous; give more of the name or the PCI address", True),
         ("map:…: No such file or directory; give the path of a device or file", True),
         ("swap mode needs a GPU, and this host shows none: swapping to CPU memory", True),
-        ("no free NBD device among …", True),
+        ("none of the … NBD devices is free", True),
         ("this container was given two GPUs; start it with …", False),
         ("map:…: No such file or directory; give the path of a unicorn", False),
-        ("no free NBD device among …; buy one", False),
+        ("none of the … NBD devices is free; buy one", False),
         ("…: …", False),
     ],
 )

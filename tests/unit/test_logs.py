@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import select
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +80,42 @@ def test_exception_stays_on_one_line(pipe: tuple[int, int]) -> None:
     (line,) = lines(pipe[0])
     assert line["level"] == "error"
     assert "ValueError: broken\nhere" in line["exception"]
+
+
+def test_an_exception_is_told_without_opening_a_file(pipe: tuple[int, int]) -> None:
+    """Lines of source would have to be read from a disk, for which the data path must not wait."""
+    code = """
+import os, sys
+from vramblk import logs
+logs.configure_direct(json=True)
+opened = []
+sys.addaudithook(lambda event, arguments: opened.append(event) if event in ("open", "import") else None)
+def fail():
+    raise ValueError("broken")
+try:
+    try:
+        fail()
+    except ValueError as error:
+        raise KeyError("outer") from error
+except KeyError:
+    logs.get().critical("failed", exc_info=True)
+print(opened)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    line, opened = done.stdout.splitlines()
+    assert opened == "[]"
+    text = json.loads(line)["exception"]
+    assert text.splitlines() == [
+        "<string>:11 <module>", "<string>:8 fail", "ValueError: broken", "which led to", "<string>:13 <module>",
+        "KeyError: 'outer'",
+    ]  # fmt: skip
+
+
+def test_the_server_loads_no_rich() -> None:
+    """Which structlog would take along; 7 MiB in each process."""
+    code = "import sys; import vramblk.supervisor; print('rich' in sys.modules); import rich; print(rich.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "rich"]
 
 
 def test_direct_logging_writes_all_of_a_line(pipe: tuple[int, int]) -> None:

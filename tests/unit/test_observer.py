@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from tests.unit.observed import SIZE, Observed
 from vramblk.memory.base import DeviceError
+from vramblk.observer import processes
 from vramblk.observer.metriclist import METRICS
 from vramblk.shared.control import ControlWord, State
 from vramblk.shared.counters import FLUSH, READ, WRITE
@@ -341,6 +342,9 @@ def test_swap_preconditions_are_read_back(make: Make) -> None:
         "unix_only",
         "device_memory",
         "min_free",
+        "swap_max",
+        "memory_limit",
+        "huge_pages",
     }
     assert not held["unix_only"] and not held["realtime"] and held["device_memory"]
     assert observed.metrics()['vramblk_swap_precondition{name="unix_only"}'] == 0
@@ -545,3 +549,32 @@ def test_a_restarted_observer_waits_for_the_old_ones_read(observed: Observed) ->
     observed.stall.clear()
     second = Canary(observed.shared)
     assert not second.check().problem
+
+
+def test_the_device_of_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nbd-client connects, forks and ends; the kernel names the child."""
+    monkeypatch.setattr(processes, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(processes, "_SYS_BLOCK", tmp_path / "block")
+
+    def attach(number: int, pid: int, *arguments: str) -> None:
+        for name, text in ((f"block/nbd{number}/pid", f"{pid}\n"), (f"proc/{pid}/cmdline", "\0".join(arguments))):
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    attach(0, 862, "@bd-client", "-unix", "/run/nbd.sock", "/dev/nbd0", "")
+    attach(1, 870, "@bd-client", "-unix", "/run/other.sock", "/dev/nbd1", "")
+    attach(2, 881, "@bd-client", "-unix", "/run/nbd.sock", "/dev/nbd2", "")
+    (tmp_path / "proc/850").mkdir()
+
+    def found(pid: int) -> str | None:
+        return processes.nbd_device_of(f"unix:pid={pid},uid=0", ["/run/nbd.sock"])
+
+    assert found(862) == "/dev/nbd0", "-nofork"
+    assert (found(861), found(880)) == ("/dev/nbd0", "/dev/nbd2")
+    assert found(865) == "/dev/nbd2", "not the client of another server"
+    (tmp_path / "proc/862/cmdline").unlink()
+    assert found(861) == "/dev/nbd0", "lost: its client is gone"
+    assert found(850) is None, "it lives and waits for nothing"
+    assert (found(890), found(0)) == (None, None)
+    assert processes.nbd_device_of("tcp:127.0.0.1:5", ["/run/nbd.sock"]) is None

@@ -75,6 +75,33 @@ def test_a_file_is_no_device_for_swap(tmp_path: Path) -> None:
         )
 
 
+def test_dev_zero_is_no_device_for_swap(tmp_path: Path) -> None:
+    """A character device, but what it maps is shared memory of the kernel, which is swapped like any other."""
+    arguments = ("--mode", "swap", "--listen-addr", f"unix:{tmp_path}/s", "--device", "map:/dev/zero")
+    with pytest.raises(PreconditionError, match=r"swap mode needs device memory: map:/dev/zero gives system memory"):
+        swapsafety.prepare(settings(*arguments))
+
+
+def test_swap_mode_gets_no_huge_pages() -> None:
+    """Taken before the first safeguard that can be refused, and inherited; the observer gives it back."""
+    output = in_child(
+        """
+        import os
+        from vramblk import kernel, swapsafety
+        from vramblk.settings import load_settings
+        swapsafety._safeguards = lambda settings: []
+        arguments = ["--size", "1M", "--mode", "swap", "--listen-addr", "unix:/tmp/x"]
+        swapsafety.prepare(load_settings(arguments, {}))
+        if not os.fork():
+            print(kernel.status_field("THP_enabled"), flush=True)
+            os._exit(0)
+        os.wait()
+        print(kernel.status_field("THP_enabled"))
+        """
+    )
+    assert output.split() == ["0", "0"]
+
+
 def test_preconditions_change_nothing_here() -> None:
     """Each safeguard is tried in a process of its own and told with a remedy where it is missing."""
     before = os.sched_getscheduler(0)

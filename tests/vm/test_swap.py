@@ -27,8 +27,8 @@ CASES = {
     "hostile.sh": "hostile clients on other connections change nothing",
     "logs.sh": "logs and metrics never block I/O",
 }
-#: Each worker more is 20 MiB that cannot be swapped.
-RAM_MIB = {"hostile.sh": rig.RAM_MIB + 2 * 20}
+#: Each worker more is 28 MiB that cannot be swapped.
+RAM_MIB = {"hostile.sh": rig.RAM_MIB + 2 * 28}
 
 
 @pytest.fixture(scope="session")

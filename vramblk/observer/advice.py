@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..hostmemory import HAZARDS
 from ..settings import Settings
 from ..units import TcpAddress
 from .devices import is_cpu
@@ -170,7 +171,7 @@ def _swap(document: dict[str, Any]) -> Iterator[Advice]:
         if not condition["ok"]:
             yield Advice(
                 f"precondition_{condition['name']}",
-                "warning" if condition["name"] == "min_free" else "error",
+                "warning" if condition["name"] in HAZARDS else "error",
                 f"A precondition of swap mode does not hold, {condition['name']}: {condition['detail']}. "
                 "Under memory pressure the machine can freeze.",
                 _sentence(condition["remedy"]),

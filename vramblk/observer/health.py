@@ -75,10 +75,11 @@ class Physician:
 def lost_clients(shared: Shared) -> list[str]:
     """Clients whose worker is dead, by NBD device where that can be found; as text when there is none."""
     found = []
+    sockets = [address.path for address in shared.settings.unix_listeners]
     for window in shared.worker_windows:
         pid = window.load(Word.WORKER_PID)
         if pid and not processes.alive(pid):
             for each in window.connections():
-                device = processes.nbd_device_of(each.peer)
+                device = processes.nbd_device_of(each.peer, sockets)
                 found.append(f"{device} ({each.peer}) is lost" if device else f"client {each.peer} is lost")
     return found or ["it had no client"]

@@ -119,9 +119,18 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo(
         "vramblk_uptime_seconds", GAUGE, "Time since the server became ready.", (), "once it is ready"
     ),
-    MetricInfo("vramblk_locked_bytes", GAUGE, "Locked memory of all processes."),
+    MetricInfo(
+        "vramblk_locked_bytes",
+        GAUGE,
+        "Locked memory of supervisor, workers and engine at ready; what they share counts once.",
+    ),
     MetricInfo("vramblk_process_resident_bytes", GAUGE, "Resident memory.", ("process",)),
-    MetricInfo("vramblk_process_locked_bytes", GAUGE, "Locked and resident memory, at most.", ("process",)),
+    MetricInfo(
+        "vramblk_process_locked_bytes",
+        GAUGE,
+        "Locked and resident memory, at most; what processes share counts in each.",
+        ("process",),
+    ),
     MetricInfo("vramblk_process_major_faults", GAUGE, "Major page faults since ready.", ("process",)),
     MetricInfo("vramblk_process_threads", GAUGE, "Threads.", ("process",)),
     MetricInfo("vramblk_dropped_log_lines_total", COUNTER, "Log lines dropped because stdout was not read."),

@@ -13,6 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from .. import __version__
+from ..hostmemory import min_free_bytes
 from ..shared.context import Shared
 from ..shared.control import ControlWord, State
 from ..shared.counters import BATCH_BOUNDS, ERRNO_NAMES, LATENCY_BOUNDS_NS, OPS
@@ -192,12 +193,13 @@ class Metrics(Collector):
 
     def _host(self, running: Sequence[processes.Process]) -> Iterator[Metric]:
         settings = self._shared.settings
-        min_free = processes.min_free_bytes()
+        min_free = min_free_bytes()
         if min_free is not None:
             yield _one("vramblk_host_min_free_bytes", min_free)
         if settings.mode != "swap":
             return
-        conditions = preconditions(settings, running, self._shared.control.geometry(), min_free)
+        locked = locked_bytes(self._shared, running)
+        conditions = preconditions(settings, running, self._shared.control.geometry(), locked)
         yield _simple("vramblk_swap_precondition", (((each.name,), each.ok) for each in conditions))
         swaps = processes.swap_devices()
         yield _simple("vramblk_host_swap_size_bytes", (((each.device,), each.size_bytes) for each in swaps))

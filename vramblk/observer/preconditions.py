@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..hostmemory import hazards
 from ..settings import Settings
 from ..swapsafety import Precondition
-from ..units import format_bytes
 from .devices import device_of, is_cpu
 from .processes import Process
 
-#: Below this a machine was seen to hang under swap pressure; see docs/swap.md.
-MIN_FREE_BYTES = 16384 * 1024
-
 
 def preconditions(
-    settings: Settings, processes: Sequence[Process], geometry: dict[str, Any], min_free: int | None
+    settings: Settings, processes: Sequence[Process], geometry: dict[str, Any], locked_bytes: int
 ) -> list[Precondition]:
-    """Every precondition of swap mode, its name as the metric's label; a scratch server has none."""
+    """Every precondition of swap mode, its name as the metric's label; a scratch server has none.
+
+    The last are those that are not refused but warned about.
+
+    Args:
+        locked_bytes: by all processes together.
+    """
     if settings.mode != "swap":
         return []
     path = [process for process in processes if process.in_data_path]
@@ -67,11 +70,5 @@ def preconditions(
             "an export lies in system RAM" if ram else "no export lies in system RAM",
             "choose a GPU or a map: device",
         ),
-        Precondition(
-            "min_free",
-            min_free is not None and min_free >= MIN_FREE_BYTES,
-            "cannot be read" if min_free is None else f"vm.min_free_kbytes is {min_free // 1024}",
-            f"sysctl vm.min_free_kbytes={MIN_FREE_BYTES // 1024} (at least "
-            f"{format_bytes(MIN_FREE_BYTES)}); vramblk-swap up does it",
-        ),
+        *hazards(locked_bytes, [each.pid for each in path]),
     ]

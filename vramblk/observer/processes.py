@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,14 +134,6 @@ def _kilobytes(text: str) -> int:
     return int(text.split()[0]) * 1024
 
 
-def min_free_bytes() -> int | None:
-    """The host's vm.min_free_kbytes, in bytes."""
-    try:
-        return int((_PROC / "sys/vm/min_free_kbytes").read_text()) * 1024
-    except (OSError, ValueError):
-        return None
-
-
 def swap_devices() -> list[SwapDevice]:
     """The host's swap areas on NBD devices."""
     try:
@@ -156,19 +148,37 @@ def swap_devices() -> list[SwapDevice]:
     return found
 
 
-def nbd_device_of(peer: str) -> str | None:
-    """The /dev/nbdN whose client is the peer "unix:pid=N,...", where both see the same process ids."""
+def nbd_device_of(peer: str, sockets: Iterable[str]) -> str | None:
+    """The /dev/nbdN behind the peer "unix:pid=P,...", where both see the same process ids.
+
+    The kernel names the process that waits in the driver. Without -nofork that is a child of P, started
+    when P had connected, and P is gone; so it is the next one whose command line names our socket. Of a
+    connection that is lost it is gone too, but the kernel still shows its id.
+
+    Args:
+        sockets: paths on which this server listens.
+    """
     pid = peer.partition("pid=")[2].partition(",")[0]
-    if not pid or pid == "0":
+    if not pid.isdigit() or pid == "0":
         return None
+    waiting: dict[int, str] = {}
     try:
-        devices = sorted(_SYS_BLOCK.glob("nbd*/pid"))
-    except OSError:
+        for file in _SYS_BLOCK.glob("nbd*/pid"):
+            waiting[int(file.read_text())] = f"/dev/{file.parent.name}"
+    except (OSError, ValueError):
         return None
-    for device in devices:
-        try:
-            if device.read_text().strip() == pid:
-                return f"/dev/{device.parent.name}"
-        except OSError:
-            continue
-    return None
+    if int(pid) in waiting:
+        return waiting[int(pid)]
+    if (_PROC / pid).exists():
+        return None
+    ours = {path.encode() for path in sockets}
+    later = (each for each in sorted(waiting) if each > int(pid) and _names(each, ours))
+    return waiting.get(next(later, -1))
+
+
+def _names(pid: int, arguments: set[bytes]) -> bool:
+    """Whether the process has one of these arguments, or is gone."""
+    try:
+        return bool(arguments & set((_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")))
+    except OSError:
+        return True

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import __version__
+from ..hostmemory import min_free_bytes
 from ..settings import Settings
 from ..shared.context import Shared
 from ..shared.control import ControlWord, State
@@ -49,8 +50,8 @@ class StatusDocument:
         geometry = control.geometry()
         running = processes.processes(shared)
         totals = read_totals(shared.worker_windows)
-        min_free = processes.min_free_bytes()
-        conditions = preconditions(settings, running, geometry, min_free)
+        locked = locked_bytes(shared, running)
+        conditions = preconditions(settings, running, geometry, locked)
         connections = self._connections(geometry)
         ready_ns = control.load(ControlWord.READY_NS)
         health = self._physician.examine(OLD_S)
@@ -65,7 +66,7 @@ class StatusDocument:
             "healthy": health.ok,
             "health": health.text,
             "listen": [str(address) for address in settings.listen_addr],
-            "locked_bytes": locked_bytes(shared, running),
+            "locked_bytes": locked,
             "exports": self._exports(geometry, totals),
             "connections": connections,
             "max_connections": settings.max_connections,
@@ -87,7 +88,7 @@ class StatusDocument:
             "processes": [self._process(each) for each in running],
             "gpus": [asdict(reading) for reading in self._gpus.readings()],
             "host": {
-                "min_free_bytes": min_free,
+                "min_free_bytes": min_free_bytes(),
                 "swaps": [asdict(each) for each in processes.swap_devices()]
                 if settings.mode == "swap"
                 else [],
@@ -112,6 +113,7 @@ class StatusDocument:
 
     def _connections(self, geometry: dict[str, Any]) -> list[dict[str, Any]]:
         names = [export["name"] for export in geometry.get("exports", [])]
+        sockets = [address.path for address in self._shared.settings.unix_listeners]
         now_ns = time.monotonic_ns()
         found = []
         for window in open_windows(self._shared):
@@ -122,7 +124,7 @@ class StatusDocument:
                     {
                         "id": each.id,
                         "peer": each.peer,
-                        "device": processes.nbd_device_of(each.peer)
+                        "device": processes.nbd_device_of(each.peer, sockets)
                         if self._shared.settings.mode == "swap"
                         else None,
                         "worker": window.index,

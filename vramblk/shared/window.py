@@ -146,6 +146,7 @@ class Window:
         statuses: shape (COLUMNS,), uint16; NBD errno per column of a run that failed.
         entry_status: shape (ENTRIES,), 32-bit cells; NBD errno per entry, valid when FAILURES rose.
         slab: shape (slab_bytes,), uint8; ``slab_view`` is the same as a memoryview, ``slab_words`` as words.
+        whole: shape (total_bytes,), uint8; all of the mapping.
     """
 
     def __init__(self, index: int, base: int, layout: WindowLayout) -> None:
@@ -170,6 +171,7 @@ class Window:
         )
         self.slab_view = whole[layout.slab_offset :]
         self.slab_words = self.slab_view.cast("I")
+        self.whole: npt.NDArray[np.uint8] = np.frombuffer(self.mapping, np.uint8)
         self.slab_address: int = self.slab.ctypes.data
 
     def load(self, word: Word) -> int:

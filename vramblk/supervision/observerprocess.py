@@ -15,6 +15,8 @@ from .processtable import ProcessTable
 
 _GRACE_S = 1.0
 _TIMER = "observer"
+#: In swap mode: what has killed it may be a lack of memory, of which a fork needs some.
+_SWAP_DELAY_S = 10.0
 
 
 class ObserverProcess:
@@ -90,6 +92,7 @@ class ObserverProcess:
         self._hang_up()
         if not self._dismissed:
             delay_s = self._backoff.after(time.monotonic() - self._started_s)
+            delay_s = max(delay_s, _SWAP_DELAY_S) if self._swap else delay_s
             self._log.warning("observer_died", child=child.pid, restart_in_s=delay_s, **child.how_it_ended())
             self._loop.after(_TIMER, delay_s, self._restart)
 

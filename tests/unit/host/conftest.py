@@ -27,18 +27,25 @@ if [ -e "$STUB_HOME/fail.$name" ]; then
     echo "$name: told to fail" >&2
     exit 1
 fi
+if [ -e "$STUB_HOME/kill-before.$name" ]; then rm "$STUB_HOME/kill-before.$name"; kill -9 "$PPID"; exit 1; fi
+if [ -e "$STUB_HOME/signal.$name" ]; then kill "-$(cat "$STUB_HOME/signal.$name")" "$PPID"; rm "$STUB_HOME/signal.$name"; fi
+trap '[ ! -e "$STUB_HOME/kill-after.$name" ] || { rm "$STUB_HOME/kill-after.$name"; kill -9 "$PPID"; }' EXIT
 case $name in
 id) echo "${STUB_UID:-0}" ;;
 modprobe)
     case $1 in
-    -r) rm -rf "$t/sys/module/nbd" "$t/sys/block/nbd0" "$t/sys/block/nbd1" ;;
+    -r)
+        if cat "$t"/sys/block/nbd*/pid >/dev/null 2>&1; then echo 'nbd is in use' >&2; exit 1; fi
+        rm -rf "$t/sys/module/nbd" "$t/sys/block/nbd0" "$t/sys/block/nbd1" ;;
     *) "$STUB_HOME/make-devices" ;;
     esac ;;
 nbd-client)
     case $1 in
-    -d) rm -f "$t/sys/block/${2#/dev/}/pid"; echo 0 >"$t/sys/block/${2#/dev/}/size" ;;
+    -d) rm -rf "$t/sys/block/${2#/dev/}/pid" "$t/proc/77"; echo 0 >"$t/sys/block/${2#/dev/}/size" ;;
     *)
         echo 77 >"$t/sys/block/${3#/dev/}/pid"
+        mkdir -p "$t/proc/77"
+        printf '%s\0' @bd-client "$@" >"$t/proc/77/cmdline"
         [ -e "$STUB_HOME/no-size" ] || echo 2097152 >"$t/sys/block/${3#/dev/}/size" ;;
     esac ;;
 swapon)
@@ -49,11 +56,16 @@ systemd-run)
     while [ "$1" != -- ]; do shift; done
     shift
     exec "$@" ;;
-systemctl) echo "${STUB_UNIT:-disabled}"; [ "${STUB_UNIT:-}" = enabled ] ;;
+systemctl)
+    case $1 in --version) echo "systemd ${STUB_SYSTEMD:-252} (252.39)"; exit 0 ;; esac
+    echo "${STUB_UNIT:-disabled}"; [ "${STUB_UNIT:-}" = enabled ] ;;
 docker)
     case $* in
     *LiveRestore*) echo "${STUB_LIVE_RESTORE:-false}" ;;
     *StopTimeout*) echo "${STUB_GRACE:-10}" ;;
+    'ps '*) echo "${STUB_STOPPED:-}" ;;
+    *Config.Env*) echo PATH=/bin; echo "${STUB_ENV:-VRAMBLK_MODE=swap}" ;;
+    'start '*) rm -f "$STUB_HOME/fail.curl" ;;
     *RestartPolicy*) echo "${STUB_RESTART:-unless-stopped}" ;;
     esac ;;
 sleep) exit 0 ;;
@@ -119,7 +131,7 @@ class Host:
         log = self.home / "calls"
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
-        looks = ("id ", "curl ", "sleep ", "flock ", "docker ", "systemctl ", *without)
+        looks = ("id ", "curl ", "sleep ", "flock ", "docker i", "docker p", "systemctl ", *without)
         return [line for line in lines if not line.startswith(looks)]
 
     def status(self, **changes: object) -> None:
@@ -134,7 +146,7 @@ class Host:
         return {
             str(path.relative_to(self.root)): path.read_text()
             for path in sorted(self.root.rglob("*"))
-            if path.is_file() and path.name != "lock" and "4242" not in path.parts
+            if path.is_file() and path.name not in ("lock", "boot") and "4242" not in path.parts
         }
 
 
@@ -155,6 +167,7 @@ def host() -> Iterator[Host]:
         )
         host.write("/proc/sys/vm/min_free_kbytes", "45056\n")
         host.write("/proc/sys/vm/page-cluster", "3\n")
+        host.write("/proc/sys/kernel/random/boot_id", "first\n")
         host.write("/proc/sys/kernel/random/uuid", "11111111-2222-3333-4444-555555555555\n")
         host.write("/proc/4242/comm", "vramblk-supervi\n")
         host.write("/proc/4242/status", "Name:\tvramblk-supervi\nNSpid:\t4242\t1\n")

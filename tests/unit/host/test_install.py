@@ -39,7 +39,9 @@ def test_install_and_its_undo(tmp_path: Path) -> None:
 
 def test_the_prefix_reaches_the_units(tmp_path: Path) -> None:
     install(tmp_path, "install", "/opt/vramblk")
-    assert "ExecStart=/opt/vramblk/sbin/vramblk-swap up --wait" in lines(tmp_path, "vramblk-swap.service")
+    assert "ExecStart=/opt/vramblk/sbin/vramblk-swap up --wait --start" in lines(
+        tmp_path, "vramblk-swap.service"
+    )
     assert not [
         line for unit in tmp_path.rglob("*.service") for line in unit.read_text().splitlines() if "@" in line
     ]

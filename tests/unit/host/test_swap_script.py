@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import subprocess
 
 import pytest
 
-from vramblk import options
+from vramblk import hostmemory, options
 
 from .conftest import SCRIPT, Host
 
@@ -63,6 +64,7 @@ def test_down_takes_swap_off_first_and_restores_everything(host: Host) -> None:
 
 FAILURES = {
     "modprobe": (78, []),
+    # Not "nbd-client -d": it has attached nothing, and somebody else may have been faster.
     "nbd-client": (1, ["modprobe -r nbd"]),
     "no-size": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
     "mkswap": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
@@ -109,10 +111,91 @@ def test_a_queue_setting_that_cannot_be_written_undoes_the_attach(host: Host, fi
     assert host.state() == before
 
 
-def test_a_module_that_was_loaded_already_stays(host: Host) -> None:
+def load_module(host: Host) -> None:
+    """As somebody else has, before the script runs."""
     subprocess.run(
         [host.home / "make-devices"], env={"VRAMBLK_TEST_ROOT": str(host.root), "PATH": "/usr/bin:/bin"}
     )
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("tool", ["modprobe", "nbd-client", "mkswap", "swapon"])
+def test_an_up_that_is_killed_is_undone_by_down(host: Host, tool: str, moment: str) -> None:
+    """SIGKILL before or after any of its commands."""
+    before = host.state()
+    (host.home / f"kill-{moment}.{tool}").touch()
+    assert host.run("up").returncode == -9
+    down = host.run("down")
+    assert down.returncode == 0, down.stderr
+    if tool == "modprobe" and moment == "before":
+        host.calls()
+    assert host.state() == before and not host.path("/run/vramblk-swap/records").exists()
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
+@pytest.mark.parametrize("tool", ["nbd-client", "mkswap", "swapon"])
+def test_an_up_that_is_told_to_end_undoes_what_it_did(host: Host, tool: str, name: str) -> None:
+    """Ctrl+C, a stop of the unit, or a terminal that closes."""
+    before = host.state()
+    (host.home / f"signal.{tool}").write_text(name)
+    result = host.run("up")
+    assert result.returncode == 130 and "undoing what was done" in result.stderr
+    assert host.state() == before
+
+
+def test_an_up_that_cannot_write_its_own_record_undoes_what_it_did(host: Host) -> None:
+    host.path("/run/vramblk-swap/attached").mkdir(parents=True)
+    before = host.state()
+    result = host.run("up")
+    assert result.returncode == 1 and "cannot write /" in result.stderr and host.state() == before
+    assert "swapon --priority 200 /dev/nbd0" not in host.calls()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("tool", ["swapoff", "nbd-client", "modprobe"])
+def test_a_down_that_is_killed_is_finished_by_the_next(host: Host, tool: str, moment: str) -> None:
+    before = host.state()
+    host.run("up")
+    (host.home / f"kill-{moment}.{tool}").touch()
+    assert host.run("down").returncode == -9
+    assert host.run("down").returncode == 0 and host.state() == before
+
+
+def test_a_device_that_somebody_else_took_meanwhile_is_not_detached(host: Host) -> None:
+    """Between the look and nbd-client, which then fails: its connection is not ended by the undoing."""
+    load_module(host)
+    stub = host.home / "bin" / "nbd-client"
+    pid = host.path("/sys/block/nbd0/pid")
+    stub.write_text(f"#!/bin/sh\necho nbd-client $* >>{host.home}/calls\necho 99 >{pid}\nexit 1\n")
+    result = host.run("up")
+    assert result.returncode == 1 and "could not attach /dev/nbd0" in result.stderr
+    assert host.calls() == [ATTACH] and pid.read_text() == "99\n"
+
+
+def test_records_of_an_earlier_boot_are_no_records(host: Host) -> None:
+    """Where /run is no tmpfs: what was set then is not set now."""
+    host.run("up")
+    load_module(host)
+    host.write("/proc/swaps", "Filename Type Size Used Priority\n")
+    host.write("/proc/sys/kernel/random/boot_id", "second\n")
+    host.write("/proc/sys/vm/page-cluster", "0\n")  # as this boot's sysctl.conf has it
+    host.calls()
+    assert host.run("down").returncode == 0 and host.calls() == []
+    assert host.read("/proc/sys/vm/page-cluster") == "0"
+
+
+def test_partitions_are_warned_about(host: Host) -> None:
+    load_module(host)
+    host.write("/sys/module/nbd/parameters/max_part", "0\n")
+    assert "max_part" not in host.run("up").stderr
+    host.run("down")
+    host.write("/sys/module/nbd/parameters/max_part", "16\n")
+    result = host.run("up")
+    assert result.returncode == 0 and "loaded with max_part=16" in result.stderr
+
+
+def test_a_module_that_was_loaded_already_stays(host: Host) -> None:
+    load_module(host)
     host.run("up")
     host.run("down")
     assert not [call for call in host.calls() if call.startswith("modprobe")]
@@ -159,8 +242,13 @@ def test_down_refuses_when_memory_cannot_take_it_back(host: Host) -> None:
     result = host.run("down")
     assert result.returncode == 1 and "976 MiB are in /dev/nbd0" in result.stderr
     assert host.calls() == []
-    host.write("/proc/swaps", f"{swaps}\n/dev/zram0 partition 200000 10000 100\n")
-    assert host.run("down").returncode == 0  # the other swap device has room for the rest
+    # 900000 KiB, half of min_free_kbytes (171612), and in other swap: 1000000 - 985806 = 14194 are wanted of it.
+    host.write("/proc/swaps", f"{swaps}\n/dev/zram0 partition 28000 0 100\n")
+    assert host.run("down").returncode == 1, "what zram takes stays in RAM, at half the size"
+    host.write("/proc/swaps", f"{swaps}\n/dev/sda2 partition 20000 5807 -2\n")
+    assert host.run("down").returncode == 1
+    host.write("/proc/swaps", f"{swaps}\n/dev/sda2 partition 20000 5806 -2\n")
+    assert host.run("down").returncode == 0
 
 
 def test_a_failing_detach_is_said_and_the_settings_are_restored(host: Host) -> None:
@@ -169,6 +257,11 @@ def test_a_failing_detach_is_said_and_the_settings_are_restored(host: Host) -> N
     result = host.run("down")
     assert result.returncode == 1 and "could not undo: connect /dev/nbd0" in result.stderr
     assert host.read("/proc/sys/vm/page-cluster") == "3"
+    assert host.run("down").returncode == 1, "it stays on record"
+    host.mend("nbd-client")
+    host.calls()
+    assert host.run("down").returncode == 0
+    assert "nbd-client -d /dev/nbd0" in host.calls() and not host.path("/sys/block/nbd0/pid").exists()
 
 
 @pytest.mark.parametrize(
@@ -234,26 +327,62 @@ def test_a_device_whose_server_died_is_never_used_again(host: Host) -> None:
     assert host.calls() == []
 
 
-def test_another_process_with_the_servers_pid_is_not_the_server(host: Host) -> None:
+def test_a_server_without_its_supervisor_still_works(host: Host) -> None:
+    """Another process with its pid is not the supervisor; but what is swapped out is not lost."""
     host.run("up")
     host.write("/proc/4242/stat", host.read("/proc/4242/stat").replace(" 22 ", " 99 ") + "\n")
-    assert "its server is gone" in host.run("up").stderr
-    assert json.loads(host.run("status", "--json").stdout)["swap"] == "lost"
+    result = host.run("up")
+    assert result.returncode == 1 and "is swap and works, but its server has lost its supervisor" in result.stderr
+    assert json.loads(host.run("status", "--json").stdout)["swap"] == "orphaned"
+    assert host.run("down").returncode == 0
 
 
-def test_a_worker_that_died_is_a_lost_device(host: Host) -> None:
-    """The kernel goes on showing the connection's pid."""
+def test_a_connection_that_is_gone_is_a_lost_device(host: Host) -> None:
+    """The kernel goes on showing its pid, which may be another process's by now."""
     host.run("up")
-    host.status(counters={"workers_lost": 1})
+    assert host.read("/sys/block/nbd0/pid") == "77"
+    host.write("/proc/77/cmdline", "sleep\0/dev/nbd01\0")
     assert "its server is gone" in host.run("up", "--force").stderr
     assert json.loads(host.run("status", "--json").stdout)["swap"] == "lost"
+    shutil.rmtree(host.path("/proc/77"))
+    assert "its server is gone" in host.run("up", "--force").stderr
+
+
+def test_a_worker_that_died_may_be_another_connections(host: Host) -> None:
+    host.run("up")
+    host.status(counters={"workers_lost": 1})
+    assert host.run("up").returncode == 0 and host.run("status").returncode == 0
 
 
 def test_named_device(host: Host) -> None:
     assert host.run("up", VRAMBLK_NBD_DEVICE="/dev/nbd1").returncode == 0
     assert "swapon --priority 200 /dev/nbd1" in host.calls()
     host.run("down")
-    assert host.run("up", VRAMBLK_NBD_DEVICE="/dev/nbd7").returncode == 1
+    missing = host.run("up", VRAMBLK_NBD_DEVICE="/dev/nbd7")
+    assert missing.returncode == 1
+    assert "/dev/nbd7 (VRAMBLK_NBD_DEVICE) does not exist: there are 2 NBD devices" in missing.stderr
+
+
+def test_a_named_device_in_use_is_refused_with_what_uses_it(host: Host) -> None:
+    load_module(host)
+    host.write("/sys/block/nbd1/pid", "99\n")
+    attached = host.run("up", VRAMBLK_NBD_DEVICE="/dev/nbd1")
+    assert (
+        attached.returncode == 1
+        and "attached to something else; type: nbd-client -c /dev/nbd1" in attached.stderr
+    )
+    host.write("/proc/swaps", "Filename Type Size Used Priority\n/dev/nbd1 partition 100 0 5\n")
+    swap = host.run("up", VRAMBLK_NBD_DEVICE="/dev/nbd1")
+    assert swap.returncode == 1 and "is swap already, and not of vramblk-swap" in swap.stderr
+    assert host.calls() == []
+
+
+def test_no_free_device_is_said(host: Host) -> None:
+    load_module(host)
+    for number in (0, 1):
+        host.write(f"/sys/block/nbd{number}/pid", "99\n")
+    result = host.run("up")
+    assert result.returncode == 1 and "none of the 2 NBD devices is free" in result.stderr
 
 
 def test_a_device_in_use_is_passed_over(host: Host) -> None:
@@ -286,8 +415,10 @@ def test_dry_run_prints_each_command_and_runs_none(host: Host) -> None:
     before = host.state()
     result = host.run("up", "--dry-run")
     assert result.returncode == 0 and host.calls() == [] and host.state() == before
+    assert host.run("up", "--dry-run", STUB_UID="1000").stderr == result.stderr, "needs no root"
     for command in (
         "modprobe nbd",
+        "oom_score_adj",
         ATTACH,
         "mkswap",
         "page-cluster",
@@ -329,6 +460,23 @@ def test_min_free_formula(host: Host, ram_mib: int, locked_mib: int, wanted: int
     host.status(locked_bytes=locked_mib << 20)
     host.run("up")
     assert host.read("/proc/sys/vm/min_free_kbytes") == str(wanted)
+    assert hostmemory.wanted_min_free_bytes(ram_mib << 20, locked_mib << 20) == wanted << 10
+
+
+def test_script_and_server_have_one_formula_for_min_free(host: Host) -> None:
+    """Or the server would go on warning of what the script has set."""
+    lines = SCRIPT.read_text().split("wanted_min_free() {", 1)[1].split("\n}", 1)[0]
+    chance = random.Random(5)
+    pairs = [
+        (chance.randrange(1 << 16, 1 << chance.randrange(17, 31)), chance.randrange(1 << 33))
+        for _ in range(300)
+    ]
+    calls = "\n".join(f"ram={ram}; wanted_min_free {locked}" for ram, locked in pairs)
+    code = f"meminfo() {{ echo $ram; }}\nwanted_min_free() {{{lines}\n}}\n{calls}\n"
+    found = subprocess.run(["sh", "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert [int(kib) << 10 for kib in found] == [
+        hostmemory.wanted_min_free_bytes(ram << 10, locked) for ram, locked in pairs
+    ]
 
 
 def test_docker_dangers_are_named_and_strict_refuses(host: Host) -> None:
@@ -359,6 +507,40 @@ def test_under_systemd_nbd_client_gets_a_scope_of_its_own(host: Host) -> None:
     scope, attach = host.calls()[1:3]
     assert scope.startswith("systemd-run --quiet --collect --scope --unit=vramblk-swap-nbd0-")
     assert "--property=DefaultDependencies=no" in scope and attach == ATTACH
+    assert "--property=ManagedOOMPreference=omit" in scope
+
+
+def test_an_older_systemd_gets_no_property_that_it_refuses(host: Host) -> None:
+    host.path("/run/systemd/system").mkdir(parents=True)
+    host.run("up", STUB_SYSTEMD="245")
+    scope = host.calls()[1]
+    assert scope.startswith("systemd-run ") and "ManagedOOMPreference" not in scope
+
+
+def test_at_boot_the_stopped_container_is_started(host: Host) -> None:
+    """Docker leaves it alone, since it must not come back at any other time."""
+    host.fail("curl")
+    started = {"STUB_STOPPED": "aabbcc", "VRAMBLK_SWAP_TIMEOUT": "30"}
+    assert host.run("up", "--wait", VRAMBLK_SWAP_TIMEOUT="1", STUB_STOPPED="aabbcc").returncode == 1
+    assert host.calls() == []
+    assert (
+        host.run("up", "--wait", "--start", STUB_ENV="VRAMBLK_MODE=scratch", STUB_STOPPED="aabbcc").returncode
+        == 1
+    )
+    assert host.run("up", "--wait", "--start", STUB_STOPPED="aabbcc ddeeff").returncode == 1
+    assert host.calls() == []
+    result = host.run("up", "--wait", "--start", **started)
+    assert result.returncode == 0, result.stderr
+    assert host.calls()[0] == "docker start aabbcc"
+
+
+def test_no_container_is_started_in_the_place_of_a_lost_server(host: Host) -> None:
+    host.run("up")
+    host.path("/sys/block/nbd0/pid").unlink()
+    host.fail("curl")
+    host.calls()
+    assert host.run("up", "--wait", "--start", STUB_STOPPED="aabbcc").returncode == 1
+    assert host.calls() == []
 
 
 def test_status(host: Host) -> None:
@@ -393,17 +575,67 @@ def test_sleep_takes_swap_off_and_wake_puts_it_back(host: Host) -> None:
     assert host.run("wake").returncode == 0 and host.calls() == []
 
 
+def test_a_sleep_that_failed_is_not_remembered(host: Host) -> None:
+    host.run("up")
+    host.fail("swapoff")
+    assert host.run("sleep").returncode == 1
+    host.mend("swapoff")
+    host.run("down")
+    host.calls()
+    assert host.run("wake").returncode == 0 and host.calls() == [], "swap was off before"
+
+
+def test_swap_comes_back_after_a_sleep_that_left_something_undone(host: Host) -> None:
+    host.run("up")
+    host.fail("nbd-client", times=1)
+    assert host.run("sleep").returncode == 1
+    assert host.run("wake").returncode == 0
+    assert "/dev/nbd0" in host.read("/proc/swaps")
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("VRAMBLK_SWAP_PRIORITY", "high"), ("VRAMBLK_SWAP_PRIORITY", "40000"), ("VRAMBLK_SWAP_TIMEOUT", "0"),
         ("VRAMBLK_MIN_FREE_KBYTES", "-1"), ("VRAMBLK_NBD_DEVICE", "/dev/sda"), ("VRAMBLK_NBD_DEVICE", "/dev/nbd0p1"),
-        ("VRAMBLK_NBD_SOCKET", "run/x"), ("VRAMBLK_SWAP_LABEL", "much-too-long-a-label"),
+        ("VRAMBLK_NBD_SOCKET", "run/x"), ("VRAMBLK_NBD_DEVICE", "nbd0"), ("VRAMBLK_NBD_DEVICE", "/dev/nbd"),
+        ("VRAMBLK_SWAP_PRIORITY", "-1"), ("VRAMBLK_SWAP_PRIORITY", "7 8"), ("VRAMBLK_MIN_FREE_KBYTES", "16M"), ("VRAMBLK_SWAP_LABEL", "much-too-long-a-label"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_named(host: Host, name: str, value: str) -> None:
     result = host.run("up", **{name: value})
     assert result.returncode == 2 and f"{name}={value}: allowed" in result.stderr and host.calls() == []
+
+
+def test_a_device_as_an_argument_is_told_where_it_belongs(host: Host) -> None:
+    result = host.run("up", "/dev/nbd3")
+    assert result.returncode == 2 and "VRAMBLK_NBD_DEVICE=/dev/nbd3 vramblk-swap up" in result.stderr
+
+
+def test_a_status_socket_that_is_off_is_named(host: Host) -> None:
+    result = host.run("up", VRAMBLK_STATUS_SOCKET="off")
+    assert result.returncode == 1 and "VRAMBLK_STATUS_SOCKET=off" in result.stderr
+    assert host.run("up", "--force", VRAMBLK_STATUS_SOCKET="off").returncode == 0
+
+
+def test_the_socket_may_be_written_as_the_server_has_it(host: Host) -> None:
+    assert host.run("up", VRAMBLK_NBD_SOCKET="unix:/run/vramblk/nbd.sock").returncode == 0
+    assert ATTACH in host.calls()
+
+
+def test_a_precondition_that_does_not_hold_is_said(host: Host) -> None:
+    missing = {
+        "name": "io_flusher",
+        "ok": False,
+        "detail": "not in engine",
+        "remedy": "grant CAP_SYS_RESOURCE",
+    }
+    later = {"name": "min_free", "ok": False, "detail": "too small", "remedy": "vramblk-swap up does it"}
+    host.status(swap_preconditions=[later, missing])
+    warnings = [
+        line for line in host.run("up").stderr.splitlines() if "precondition" in line or "not in" in line
+    ]
+    assert warnings == ["vramblk-swap: warning: io_flusher: not in engine; grant CAP_SYS_RESOURCE"]
 
 
 @pytest.mark.parametrize("arguments", [(), ("sideways",), ("up", "--quick"), ("up", "--json")])
@@ -426,6 +658,18 @@ def test_settings_file_is_read_but_never_executed(host: Host) -> None:
         and "--label mine" in calls[2]
     )
     assert not host.path("/x").exists() and not host.path("/y").exists()
+
+
+def test_settings_file_as_people_write_it(host: Host) -> None:
+    """Blanks, the line ends of another system, and a shell's export."""
+    host.write(
+        "/etc/default/vramblk",
+        "  VRAMBLK_SWAP_PRIORITY=7  \r\nexport VRAMBLK_SWAP_LABEL='my swap'\t\n#VRAMBLK_SWAP_LABEL=no\nOTHER=1\n",
+    )
+    result = host.run("up")
+    assert result.returncode == 0, result.stderr
+    calls = host.calls()
+    assert "swapon --priority 7 /dev/nbd0" in calls and "--label my swap " in calls[2]
 
 
 def test_an_unknown_variable_is_a_warning_with_the_nearest_name(host: Host) -> None:

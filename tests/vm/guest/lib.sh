@@ -146,6 +146,8 @@ photograph() { # name
         # Field 12 of stat, counted behind the name, which may hold anything.
         echo "$name $each $(sed 's/.*) //' "/proc/$each/stat" | cut -d ' ' -f 10)"
     done >"/run/$1.faults"
+    # Field 10: the pages that were taken.
+    for each in $(data_path); do sed 's/.*) //' "/proc/$each/stat" | cut -d ' ' -f 8; done >"/run/$1.minor"
     for each in $(data_path); do ls "/proc/$each/task"; done >"/run/$1.threads"
     for each in $(data_path); do awk '{ print $1, $2, $6 }' "/proc/$each/maps"; done >"/run/$1.maps"
 }
@@ -160,6 +162,7 @@ compare_server() {
         fail 'the data path took major faults (promise 1)'
     }
     pass 'no major fault in the data path (promise 1)'
+    note "minor faults in the data path: $(paste /run/before.minor /run/after.minor | awk '{ print $2 - $1 }' | tr '\n' ' ')"
     cmp -s /run/before.threads /run/after.threads || fail 'the data path started or ended a thread (promise 2)'
     cmp -s /run/before.maps /run/after.maps || {
         diff /run/before.maps /run/after.maps

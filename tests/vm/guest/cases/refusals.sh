@@ -38,6 +38,8 @@ start_server
 touch /run/no-modules
 expect 78 'up without the nbd module' vramblk-swap up
 rm /run/no-modules
+grep '"event":"swap_hazard"' "$server_log" | grep -q 'min_free_kbytes is [0-9]*, and 16384 is wanted' ||
+    fail 'the log does not say which min_free_kbytes is wanted (promise 5)'
 ask /status.json | grep -q min_free || fail 'the server says nothing of min_free_kbytes'
 ask /metrics | grep -E 'vramblk_swap_precondition.*min_free.* 0' || fail 'min_free_kbytes too small is not said (promise 5)'
 pass 'the server says that min_free_kbytes is too small (promise 5)'

@@ -14,7 +14,9 @@ swapon_seen || fail 'the device left /proc/swaps by itself'
 expect 1 'up refuses a device that is still in /proc/swaps' vramblk-swap up
 expect 1 'status says that the swap is lost' vramblk-swap status
 ask /healthz >/dev/null && fail '/healthz says that all is well'
-pass '/healthz says that the device is lost'
+curl --silent --max-time 20 --unix-socket "$status_socket" http://localhost/healthz | grep '/dev/nbd0 .* is lost' ||
+    fail '/healthz does not name the device'
+pass '/healthz says which device is lost'
 kill -KILL $(server_pids)
 sleep 1
 rm -f /run/vramblk/*
