@@ -52,6 +52,9 @@ systemd-run)
 systemctl) echo "${STUB_UNIT:-disabled}"; [ "${STUB_UNIT:-}" = enabled ] ;;
 docker)
     case $* in
+    ps\ *) cat "$STUB_HOME/containers" 2>/dev/null ;;
+    start\ *) mv "$STUB_HOME/status.later" "$STUB_HOME/status.json" ;;
+    *Config.Env*) printf 'PATH=/bin\nVRAMBLK_MODE=%s\n' "${STUB_MODE:-swap}" ;;
     *LiveRestore*) echo "${STUB_LIVE_RESTORE:-false}" ;;
     *StopTimeout*) echo "${STUB_GRACE:-10}" ;;
     *RestartPolicy*) echo "${STUB_RESTART:-unless-stopped}" ;;

@@ -202,6 +202,40 @@ def test_up_wait_waits_for_the_server(host: Host) -> None:
     assert host.run("up", "--wait", VRAMBLK_SWAP_TIMEOUT="30").returncode == 0
 
 
+def stopped_container(host: Host, *names: str) -> None:
+    """No server answers; ``docker ps`` shows stopped containers, and ``docker start`` makes the server answer."""
+    (host.home / "status.json").rename(host.home / "status.later")
+    (host.home / "containers").write_text("".join(f"{name}\n" for name in names))
+
+
+def docker_starts(host: Host) -> list[str]:
+    return [line for line in (host.home / "calls").read_text().splitlines() if line.startswith("docker start")]
+
+
+def test_up_wait_starts_the_stopped_container_of_swap_mode(host: Host) -> None:
+    """As at boot: Docker leaves a container with restart "no" alone, since only here it is known that no page is in it."""
+    stopped_container(host, "c1")
+    assert host.run("up", "--wait").returncode == 0
+    assert docker_starts(host) == ["docker start c1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names", "mode"),
+    [
+        (["up"], ["c1"], "swap"),
+        (["up", "--wait"], ["c1"], "scratch"),
+        (["up", "--wait"], ["c1", "c2"], "swap"),
+        (["up", "--wait"], [], "swap"),
+    ],
+)
+def test_up_starts_no_other_container(host: Host, arguments: list[str], names: list[str], mode: str) -> None:
+    stopped_container(host, *names)
+    result = host.run(*arguments, STUB_MODE=mode)
+    assert result.returncode == 1 and "does not answer" in result.stderr
+    assert ("several containers" in result.stderr) == (len(names) > 1)
+    assert docker_starts(host) == []
+
+
 def test_no_socket_is_refused_even_by_force(host: Host) -> None:
     result = host.run("up", "--force", VRAMBLK_NBD_SOCKET="/run/vramblk/other.sock")
     assert result.returncode == 1 and "no Unix socket /run/vramblk/other.sock" in result.stderr

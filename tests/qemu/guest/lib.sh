@@ -1,0 +1,111 @@
+# shellcheck shell=sh disable=SC2154,SC2034
+# What the cases share, on top of what they have in common with the guests of tests/vm. One boot runs them one after
+# another, so each begins with `begin`, which brings the machine to a known state.
+# Everything here runs in guest.service, whose memory is never swapped; victims get a group of their own.
+
+project=/project
+server_log=/run/guest.log
+# shellcheck source=tests/vm/guest/lib.sh
+. "$project/tests/vm/guest/lib.sh"
+PATH=$project/build:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+HOME=/root LC_ALL=C
+export PATH HOME LC_ALL
+cd "$project" || exit 1
+
+fail() {
+    echo "@@ FAIL $*"
+    cat /proc/swaps
+    docker ps -a
+    tail -n 30 "$server_log"
+    journalctl --no-pager -n 40 -o short-monotonic
+    exit 1
+}
+
+container() { docker ps -q --no-trunc --filter label=com.docker.compose.service=vramblk; }
+
+server_pids() { cat /sys/fs/cgroup/system.slice/docker-*.scope/cgroup.procs; }
+
+supervisor() { pid_of vramblk-supervi; }
+
+is_off() { ! swapon_seen; }
+
+unit_is() { [ "$(systemctl show -P ActiveState "$1")" = "$2" ]; }
+
+# ---------------------------------------------------------------- a known state
+
+# Units stopped, swap off, no container; then dockerd with live-restore on or off.
+begin() { # live-restore: true or false
+    systemctl stop vramblk-swap.service
+    vramblk-swap down || fail 'swap of the case before cannot be taken off'
+    docker compose kill >>"$server_log" 2>&1
+    docker compose down --timeout 1 >>"$server_log" 2>&1
+    systemctl reset-failed
+    systemctl unmask vramblk-swap.service
+    printf '{"live-restore": %s}\n' "$1" >/etc/docker/daemon.json
+    systemctl reload docker
+    until_true 60 live_restore_is "$1" || fail "dockerd does not take live-restore $1"
+}
+
+live_restore_is() { [ "$(docker info -f '{{.LiveRestoreEnabled}}')" = "$1" ]; }
+
+start_container() {
+    docker compose up -d --no-build >>"$server_log" 2>&1 || fail 'the container does not start'
+    until_true 240 is_ready || fail 'the server does not become ready'
+}
+
+# The container and swap on it, the way of an operator without the unit.
+start_swap() {
+    start_container
+    vramblk-swap up || fail "vramblk-swap up: exit status $?"
+    swapon_seen || fail 'vramblk-swap up says that swap is on, the kernel does not'
+}
+
+# ---------------------------------------------------------------- pressure
+
+victim_mib=40
+beyond_mib=24
+
+# Two processes hold more than the memory that is free: `victim`, which goes out first, and `hog`. They write their pages
+# and then stand still, since in this slow machine a process that goes on would leave no time for anything else.
+press() {
+    hold victim "$victim_mib"
+    hog_mib=$(($(meminfo MemAvailable) / 1024 + beyond_mib))
+    hold hog "$hog_mib"
+    note "victim $victim_mib MiB and hog $hog_mib MiB, $(swap_used_mib) MiB in swap"
+    swap_holds "$beyond_mib" || fail 'hardly anything is in swap, so this would prove nothing'
+}
+
+meminfo() { awk -v name="$1:" '$1 == name { print $2 }' /proc/meminfo; }
+
+hold() { # name MiB
+    systemd-run --quiet --scope --unit="$1-$$-$(date +%s)" choom -n 500 -- filler "$2" 1 >"/run/$1.log" 2>&1 &
+    eval "$1=\$!"
+    until_true 300 is_written "$1" || fail "the $1 does not get its memory"
+    eval "kill -STOP \$$1"
+}
+
+is_written() { grep -q 'verified 0 of' "/run/$1.log"; }
+
+# Goes on, verifies every page and ends.
+verify() { # name text
+    eval "kill -CONT \$$1; wait \$$1"
+    ended=$?
+    tail -n 1 "/run/$1.log"
+    [ "$ended" = 0 ] || fail "$2: the $1 ended with status $ended"
+    pass "$2: every page of the $1 as written"
+}
+
+# Makes swapoff fail with ENOMEM, as the kernel does where memory is promised strictly.
+swapoff_fails() {
+    sysctl -q "vm.overcommit_kbytes=$(($(meminfo Committed_AS) + 200 * 1024 - $(meminfo SwapTotal)))"
+    sysctl -q vm.overcommit_memory=2
+}
+
+swapoff_works() { sysctl -q vm.overcommit_memory=0; }
+
+# ---------------------------------------------------------------- logs
+
+since_now() { cursor=$(journalctl -n 0 --show-cursor | sed -n 's/^-- cursor: //p'); }
+
+# What the host script has said in the journal since `since_now`.
+said() { journalctl --after-cursor="$cursor" -o cat --no-pager | grep -q "$1"; }
