@@ -140,7 +140,11 @@ choose_files() {
     export COMPOSE_FILE="$files"
 }
 
-on_cpu() { case $files in *nvidia* | *rocm* | *intel*) return 1 ;; *) return 0 ;; esac; }
+# Memory of this host is what would be served.
+on_cpu() {
+    case $files in *nvidia* | *rocm* | *intel*) return 1 ;; esac
+    ! setting VRAMBLK_DEVICE | grep -q '^map:'
+}
 
 check_swap() {
     case $files in
@@ -151,7 +155,7 @@ check_swap() {
             return 0
             ;;
     esac
-    if on_cpu && ! setting VRAMBLK_DEVICE | grep -q '^map:'; then
+    if on_cpu; then
         fail 78 'swap mode needs a GPU, and this host shows none: swapping to CPU memory would only take memory away'
     fi
 }
@@ -247,7 +251,7 @@ say_how_to_connect() {
     say '' 'vramblk is healthy.'
     case $files in
         *swap*)
-            say '  attach as swap   sudo host/vramblk-swap up'
+            say '  swap             sudo host/vramblk-swap up, status, down'
             ;;
         *)
             say "  look at it       nbdinfo nbd://127.0.0.1:${nbd_port:-10809}/$export_name"

@@ -251,6 +251,15 @@ def test_swap_1_starts_the_server_and_then_swap(host):
     assert host.calls.index("compose up -d") < host.calls.index("vramblk-swap up")
 
 
+def test_mapped_memory_is_not_called_the_hosts(host):
+    """No GPU, but a PCI BAR or the like: swap is allowed, and the warning about main memory would be wrong."""
+    host.script("exit 0")
+    host.write("clone/.env", "VRAMBLK_DEVICE=map:/dev/dax0.0\n")
+    done = host.run(SWAP="1")
+    assert done.returncode == 0
+    assert "no GPU is used" not in done.stdout
+
+
 def test_swap_1_says_when_only_swap_fails(host):
     host.write("host/dev/kfd")
     refused(host.run(SWAP="1"), 1, "swap is not on")

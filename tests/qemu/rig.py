@@ -111,7 +111,15 @@ def image(archive: Path) -> None:
     else:
         docker.run(PROJECT / "deploy/make-base.sh", _BASE_IMAGE, timeout=docker.BUILD_TIMEOUT_S)
     docker.run(
-        "docker", "build", "-q", "--build-arg", "RUNTIMES=nvidia", "-t", IMAGE, ".", timeout=docker.BUILD_TIMEOUT_S
+        "docker",
+        "build",
+        "-q",
+        "--build-arg",
+        "RUNTIMES=nvidia",
+        "-t",
+        IMAGE,
+        ".",
+        timeout=docker.BUILD_TIMEOUT_S,
     )
     docker.run("docker", "save", "-o", archive, IMAGE, timeout=300)
 
@@ -137,7 +145,7 @@ def run(cases: list[str], *, limit_s: float, log: Path) -> Run:
         payload(scratch / "payload.tar", scratch)
         image(scratch / "image.tar")
         words = (
-            "root=/dev/vda rw console=ttyS0 mitigations=off systemd.journald.forward_to_console=1 "
+            "root=/dev/vda rw console=ttyS0 mitigations=off tsc=reliable systemd.journald.forward_to_console=1 "
             f"guest.cases={','.join(cases)}"
         )
         command = [

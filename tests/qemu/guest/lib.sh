@@ -33,23 +33,22 @@ unit_is() { [ "$(systemctl show -P ActiveState "$1")" = "$2" ]; }
 
 # ---------------------------------------------------------------- a known state
 
-# Units stopped, swap off, no container; then dockerd with live-restore on or off.
+# Swap off and dockerd with live-restore on or off. A container that runs is left alone: a start takes a minute here.
 begin() { # live-restore: true or false
     systemctl stop vramblk-swap.service
     vramblk-swap down || fail 'swap of the case before cannot be taken off'
-    docker compose kill >>"$server_log" 2>&1
-    docker compose down --timeout 1 >>"$server_log" 2>&1
     systemctl reset-failed
-    systemctl unmask vramblk-swap.service
-    printf '{"live-restore": %s}\n' "$1" >/etc/docker/daemon.json
-    systemctl reload docker
-    until_true 60 live_restore_is "$1" || fail "dockerd does not take live-restore $1"
+    if ! live_restore_is "$1"; then
+        printf '{"live-restore": %s}\n' "$1" >/etc/docker/daemon.json
+        systemctl reload docker
+        until_true 60 live_restore_is "$1" || fail "dockerd does not take live-restore $1"
+    fi
 }
 
 live_restore_is() { [ "$(docker info -f '{{.LiveRestoreEnabled}}')" = "$1" ]; }
 
 start_container() {
-    docker compose up -d --no-build >>"$server_log" 2>&1 || fail 'the container does not start'
+    is_ready || docker compose up -d --no-build >>"$server_log" 2>&1 || fail 'the container does not start'
     until_true 240 is_ready || fail 'the server does not become ready'
 }
 
@@ -60,10 +59,17 @@ start_swap() {
     swapon_seen || fail 'vramblk-swap up says that swap is on, the kernel does not'
 }
 
+# The same by the unit.
+start_unit() {
+    start_container
+    systemctl start vramblk-swap.service || fail 'vramblk-swap.service does not start'
+    swapon_seen || fail 'vramblk-swap.service is started, but there is no swap'
+}
+
 # ---------------------------------------------------------------- pressure
 
-victim_mib=40
-beyond_mib=24
+victim_mib=32
+beyond_mib=16
 
 # Two processes hold more than the memory that is free: `victim`, which goes out first, and `hog`. They write their pages
 # and then stand still, since in this slow machine a process that goes on would leave no time for anything else.
@@ -78,7 +84,8 @@ press() {
 meminfo() { awk -v name="$1:" '$1 == name { print $2 }' /proc/meminfo; }
 
 hold() { # name MiB
-    systemd-run --quiet --scope --unit="$1-$$-$(date +%s)" choom -n 500 -- filler "$2" 1 >"/run/$1.log" 2>&1 &
+    rm -f "/run/$1.enough"
+    systemd-run --quiet --scope --unit="$1-$(date +%s)" choom -n 500 -- filler "$2" 1 "/run/$1.enough" >"/run/$1.log" 2>&1 &
     eval "$1=\$!"
     until_true 300 is_written "$1" || fail "the $1 does not get its memory"
     eval "kill -STOP \$$1"
@@ -88,6 +95,7 @@ is_written() { grep -q 'verified 0 of' "/run/$1.log"; }
 
 # Goes on, verifies every page and ends.
 verify() { # name text
+    touch "/run/$1.enough"
     eval "kill -CONT \$$1; wait \$$1"
     ended=$?
     tail -n 1 "/run/$1.log"
@@ -97,7 +105,7 @@ verify() { # name text
 
 # Makes swapoff fail with ENOMEM, as the kernel does where memory is promised strictly.
 swapoff_fails() {
-    sysctl -q "vm.overcommit_kbytes=$(($(meminfo Committed_AS) + 200 * 1024 - $(meminfo SwapTotal)))"
+    sysctl -q "vm.overcommit_kbytes=$(($(meminfo Committed_AS) - $(meminfo SwapTotal) / 3))"
     sysctl -q vm.overcommit_memory=2
 }
 
@@ -109,3 +117,30 @@ since_now() { cursor=$(journalctl -n 0 --show-cursor | sed -n 's/^-- cursor: //p
 
 # What the host script has said in the journal since `since_now`.
 said() { journalctl --after-cursor="$cursor" -o cat --no-pager | grep -q "$1"; }
+
+# ---------------------------------------------------------------- what ends a container
+
+drains() { ask /status.json | grep -q '"state": *"draining"'; }
+
+# docker compose restart or down under live swap: the server drains, nothing is lost, Compose waits.
+compose_waits() { # restart or down
+    begin true
+    start_swap
+    server=$(supervisor)
+    press
+    docker compose "$1" >/run/compose.log 2>&1 &
+    compose=$!
+    until_true 120 drains || fail "docker compose $1 does not reach the server"
+    sleep 15
+    kill -0 "$server" || fail "docker compose $1 ended the server under live swap"
+    kill -0 "$compose" || fail "docker compose $1 does not wait"
+    verify hog "docker compose $1 under live swap"
+    kill -0 "$server" || fail 'the server left although swap is on'
+    expect 0 "vramblk-swap down while docker compose $1 waits" vramblk-swap down
+    verify victim "docker compose $1 under live swap"
+    wait "$compose"
+    expect 0 "docker compose $1 succeeds once swap is off" test $? = 0
+    cat /run/compose.log
+    kill -0 "$server" 2>/dev/null && fail 'the server is still there'
+    return 0
+}

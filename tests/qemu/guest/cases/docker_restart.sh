@@ -1,8 +1,7 @@
 # shellcheck shell=sh disable=SC2154,SC2034
 # `systemctl restart docker` under live swap without live-restore: vramblk-swap.service takes swap off first.
 begin false
-start_container
-systemctl start vramblk-swap.service || fail 'vramblk-swap.service does not start'
+start_unit
 server=$(supervisor)
 press
 since_now
