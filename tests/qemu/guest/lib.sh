@@ -39,7 +39,7 @@ begin() { # live-restore: true or false
     vramblk-swap down || fail 'swap of the case before cannot be taken off'
     systemctl reset-failed
     if ! live_restore_is "$1"; then
-        printf '{"live-restore": %s}\n' "$1" >/etc/docker/daemon.json
+        sed -i "s/\"live-restore\": [a-z]*/\"live-restore\": $1/" /etc/docker/daemon.json
         systemctl reload docker
         until_true 60 live_restore_is "$1" || fail "dockerd does not take live-restore $1"
     fi

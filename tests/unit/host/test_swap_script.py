@@ -209,7 +209,9 @@ def stopped_container(host: Host, *names: str) -> None:
 
 
 def docker_starts(host: Host) -> list[str]:
-    return [line for line in (host.home / "calls").read_text().splitlines() if line.startswith("docker start")]
+    return [
+        line for line in (host.home / "calls").read_text().splitlines() if line.startswith("docker start")
+    ]
 
 
 def test_up_wait_starts_the_stopped_container_of_swap_mode(host: Host) -> None:
@@ -234,6 +236,17 @@ def test_up_starts_no_other_container(host: Host, arguments: list[str], names: l
     assert result.returncode == 1 and "does not answer" in result.stderr
     assert ("several containers" in result.stderr) == (len(names) > 1)
     assert docker_starts(host) == []
+
+
+def test_up_wait_starts_no_container_while_pages_are_lost(host: Host) -> None:
+    """The pages are nowhere, and a new server would be an empty one."""
+    host.run("up")
+    host.calls()
+    host.path("/sys/block/nbd0/pid").unlink()
+    stopped_container(host, "c1")
+    result = host.run("up", "--wait")
+    assert result.returncode == 1 and "its server is gone" in result.stderr
+    assert not (host.home / "calls").exists() or docker_starts(host) == []
 
 
 def test_no_socket_is_refused_even_by_force(host: Host) -> None:

@@ -5,10 +5,11 @@ start_unit
 server=$(supervisor)
 press
 since_now
+swapoff_fails
 systemctl restart docker &
 restart=$!
 until_true 120 said 'still swap: /dev/nbd0; trying again in 10 s' || fail 'the restart does not wait for swap'
-sleep 10
+swapoff_works
 [ "$(supervisor)" = "$server" ] || fail 'dockerd ended the server under live swap'
 verify hog 'while systemctl restart docker waits for swap'
 wait "$restart"

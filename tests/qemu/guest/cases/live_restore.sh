@@ -7,6 +7,7 @@ press
 expect 0 'systemctl restart docker with live-restore under live swap' systemctl restart docker
 [ "$(supervisor)" = "$server" ] || fail 'the server is another process than before'
 swapon_seen || fail 'swap is off'
-until_true 120 test -n "$(container)" || fail 'dockerd lost the container'
+is_known() { [ -n "$(container)" ]; }
+until_true 120 is_known || fail 'dockerd lost the container'
 verify victim 'after a restart of dockerd with live-restore'
 verify hog 'after a restart of dockerd with live-restore'

@@ -11,7 +11,6 @@ echo "$((victim_mib / 2))M" >"/sys/fs/cgroup$(sed 's/^0:://' "/proc/$victim/cgro
 swap_holds "$((victim_mib / 3))" || fail 'nothing is in swap'
 
 slept() { [ -e /run/slept ]; }
-is_over() { unit_is systemd-suspend.service inactive && unit_is vramblk-swap-sleep.service inactive; }
 
 since_now
 swapoff_fails
