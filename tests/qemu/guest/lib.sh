@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2154,SC2034
+# shellcheck shell=sh disable=SC2154,SC2034,SC2086
 # What the cases share, on top of what they have in common with the guests of tests/vm. One boot runs them one after
 # another, so each begins with `begin`, which brings the machine to a known state.
 # Everything here runs in guest.service, whose memory is never swapped; victims get a group of their own.
@@ -68,17 +68,22 @@ start_unit() {
 
 # ---------------------------------------------------------------- pressure
 
-victim_mib=32
-beyond_mib=16
+victim_mib=16
+hog_mib=24
 
-# Two processes hold more than the memory that is free: `victim`, which goes out first, and `hog`. They write their pages
-# and then stand still, since in this slow machine a process that goes on would leave no time for anything else.
+# Processes that hold more than the memory that is free: `victim`, which goes out first, and `hogs`. They write their
+# pages and then stand still, since in this slow machine a process that goes on would leave no time for anything else.
+# Many hogs, since one would thrash when it verifies: each that has verified and ended makes room for the next.
 press() {
+    free_mib=$(($(meminfo MemAvailable) / 1024)) hogs=''
     hold victim "$victim_mib"
-    hog_mib=$(($(meminfo MemAvailable) / 1024 + beyond_mib))
-    hold hog "$hog_mib"
-    note "victim $victim_mib MiB and hog $hog_mib MiB, $(swap_used_mib) MiB in swap"
-    swap_holds "$beyond_mib" || fail 'hardly anything is in swap, so this would prove nothing'
+    held_mib=$victim_mib
+    until [ "$held_mib" -gt "$free_mib" ] && swap_holds "$victim_mib"; do
+        hold "hog$held_mib" "$hog_mib"
+        hogs="$hogs hog$held_mib"
+        held_mib=$((held_mib + hog_mib))
+    done
+    note "$free_mib MiB were free, $held_mib MiB are held, $(swap_used_mib) MiB in swap"
 }
 
 meminfo() { awk -v name="$1:" '$1 == name { print $2 }' /proc/meminfo; }
@@ -93,14 +98,18 @@ hold() { # name MiB
 
 is_written() { grep -q 'verified 0 of' "/run/$1.log"; }
 
-# Goes on, verifies every page and ends.
-verify() { # name text
-    touch "/run/$1.enough"
-    eval "kill -CONT \$$1; wait \$$1"
-    ended=$?
-    tail -n 1 "/run/$1.log"
-    [ "$ended" = 0 ] || fail "$2: the $1 ended with status $ended"
-    pass "$2: every page of the $1 as written"
+# They go on, verify every page and end.
+verify() { # text name...
+    what=$1
+    shift
+    for each; do
+        touch "/run/$each.enough"
+        eval "kill -CONT \$$each; wait \$$each"
+        ended=$?
+        tail -n 1 "/run/$each.log"
+        [ "$ended" = 0 ] || fail "$what: $each ended with status $ended"
+    done
+    pass "$what: every page of $* as written"
 }
 
 # Makes swapoff fail with ENOMEM, as the kernel does where memory is promised strictly.
@@ -134,10 +143,10 @@ compose_waits() { # restart or down
     sleep 15
     kill -0 "$server" || fail "docker compose $1 ended the server under live swap"
     kill -0 "$compose" || fail "docker compose $1 does not wait"
-    verify hog "docker compose $1 under live swap"
+    verify "docker compose $1 under live swap" $hogs
     kill -0 "$server" || fail 'the server left although swap is on'
     expect 0 "vramblk-swap down while docker compose $1 waits" vramblk-swap down
-    verify victim "docker compose $1 under live swap"
+    verify "docker compose $1 under live swap" victim
     wait "$compose"
     expect 0 "docker compose $1 succeeds once swap is off" test $? = 0
     cat /run/compose.log

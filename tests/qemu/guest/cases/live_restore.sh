@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2154,SC2034
+# shellcheck shell=sh disable=SC2154,SC2034,SC2086
 # `systemctl restart docker` under live swap with live-restore: the server does not notice.
 begin true
 start_swap
@@ -9,5 +9,5 @@ expect 0 'systemctl restart docker with live-restore under live swap' systemctl 
 swapon_seen || fail 'swap is off'
 is_known() { [ -n "$(container)" ]; }
 until_true 120 is_known || fail 'dockerd lost the container'
-verify victim 'after a restart of dockerd with live-restore'
-verify hog 'after a restart of dockerd with live-restore'
+verify 'after a restart of dockerd with live-restore' victim
+verify 'after a restart of dockerd with live-restore' $hogs

@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2154,SC2034
+# shellcheck shell=sh disable=SC2154,SC2034,SC2086
 # `make down` takes swap off first, and does not stop the container while that fails.
 begin true
 start_swap
@@ -15,8 +15,8 @@ swapon_seen || fail 'swap is off although make down refused'
 [ "$(supervisor)" = "$server" ] || fail 'the server is gone'
 is_ready || fail 'the server was told to stop'
 pass 'make down refuses while swap cannot be taken off, and the server stays ready'
-verify hog 'after make down refused'
+verify 'after make down refused' $hogs
 expect 0 'make down once swap can be taken off' make --no-print-directory down
 is_off || fail 'swap is on'
 [ -z "$(docker ps -aq)" ] || fail 'the container is still there'
-verify victim 'after make down'
+verify 'after make down' victim

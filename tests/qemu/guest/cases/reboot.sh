@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2154,SC2034
+# shellcheck shell=sh disable=SC2154,SC2034,SC2086
 # The order of a shutdown: swap comes off before dockerd and the container stop. Pages of a process that ends later are
 # in swap, and pages of init. rebooted.sh goes on.
 begin false

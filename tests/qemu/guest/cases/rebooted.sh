@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2154,SC2034
+# shellcheck shell=sh disable=SC2154,SC2034,SC2086
 # After the reboot: what the journal says about the shutdown, then the boot.
 journalctl -b -1 -o cat --no-pager >/run/shutdown.log
 line_of() { grep -n "$1" /run/shutdown.log | tail -n 1 | cut -d : -f 1; }

@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2154,SC2034
+# shellcheck shell=sh disable=SC2154,SC2034,SC2086
 # Promise 20: a suspend takes swap off first, and fails if that fails. The sleep itself is replaced by a look at what is
 # swap at that moment; the order and the failure are systemd's own.
 begin true
@@ -7,8 +7,8 @@ printf '[Service]\nExecStart=\nExecStart=/bin/cp /proc/swaps /run/slept\n' >/run
 systemctl daemon-reload
 start_swap
 hold victim "$victim_mib"
-echo "$((victim_mib / 2))M" >"/sys/fs/cgroup$(sed 's/^0:://' "/proc/$victim/cgroup")/memory.reclaim"
-swap_holds "$((victim_mib / 3))" || fail 'nothing is in swap'
+echo "${victim_mib}M" >"/sys/fs/cgroup$(sed 's/^0:://' "/proc/$victim/cgroup")/memory.reclaim"
+swap_holds "$((victim_mib / 2))" || fail 'nothing is in swap'
 
 slept() { [ -e /run/slept ]; }
 
@@ -30,4 +30,4 @@ grep nbd /run/slept && fail 'swap was on while the machine slept'
 pass 'swap is off before the machine sleeps (promise 20)'
 until_true 120 swapon_seen || fail 'swap is not back on after waking'
 pass 'swap is on again after waking'
-verify victim 'after a sleep'
+verify 'after a sleep' victim

@@ -1,4 +1,4 @@
-# shellcheck shell=sh disable=SC2154,SC2034
+# shellcheck shell=sh disable=SC2154,SC2034,SC2086
 # Promise 10 with systemd: the stop of vramblk-swap.service goes on until swap is off, and says what it waits for: first
 # for memory, then for a swapoff that fails.
 begin true
@@ -11,7 +11,7 @@ since_now
 systemctl stop --no-block vramblk-swap.service
 until_true 120 said 'end something large first' || fail 'the stop does not say that memory is short'
 swapoff_fails
-verify hog 'while systemctl stop waits'
+verify 'while systemctl stop waits' $hogs
 until_true 120 said 'swapoff failed: Cannot allocate memory' || fail 'swapoff does not fail'
 until_true 60 said 'still swap: /dev/nbd0; trying again in 10 s' || fail 'the stop does not say that it tries again'
 unit_is vramblk-swap.service deactivating || fail 'the stop did not wait'
@@ -23,4 +23,4 @@ swapoff_works
 until_true 300 unit_is vramblk-swap.service inactive || fail 'the stop never succeeds'
 is_off || fail 'the unit is stopped, but swap is on'
 pass 'systemctl stop succeeds once swapoff does'
-verify victim 'after systemctl stop'
+verify 'after systemctl stop' victim
