@@ -289,12 +289,20 @@ up() {
     say_how_to_connect
 }
 
+take_swap_off() {
+    host_script down || fail 1 'swap cannot be taken off, so the container is not stopped; see: sudo host/vramblk-swap status'
+}
+
 down() {
+    # The host's own records come first: docker was seen to give no answer where memory is short, and that must not be
+    # taken for a server without swap.
+    if [ -s "$host/run/vramblk-swap/records" ]; then take_swap_off; fi
     old=$(container)
+    if [ -n "$old" ] && [ -z "$(inspect "$old" '{{.State.Status}}')" ]; then
+        fail 1 "docker does not tell the state of the container, so it is not stopped; type: docker inspect $old"
+    fi
     if running "$old" && is_swap "$old"; then
-        if [ "$(clients "$old")" != 0 ]; then
-            host_script down || fail 1 'swap cannot be taken off, so the container is not stopped; see: sudo host/vramblk-swap status'
-        fi
+        if [ "$(clients "$old")" != 0 ]; then take_swap_off; fi
         refuse_with_clients "$old" 'stopping'
     fi
     compose down --remove-orphans

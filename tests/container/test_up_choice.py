@@ -24,7 +24,7 @@ case "$*" in
     'compose config --hash'*) echo 'vramblk new-hash' ;;
     'compose config') printf 'services:\\n  vramblk:\\n    image: vramblk:latest\\n' ;;
     'inspect --format {{.State.Status}} {{.RestartCount}} '*) cat "$TEST/state" 2>/dev/null || echo 'running 0' ;;
-    'inspect --format {{.State.Status}} '*) echo running ;;
+    'inspect --format {{.State.Status}} '*) [ -e "$TEST/silent" ] || echo running ;;
     'inspect --format {{.Image}} '*) echo image-id ;;
     'inspect --format {{index .Config.Labels'*) cat "$TEST/hash" 2>/dev/null || echo new-hash ;;
     'inspect --format {{range .Config.Env}}'*) cat "$TEST/env" 2>/dev/null || true ;;
@@ -291,6 +291,25 @@ def test_down_leaves_the_container_alone_if_swap_stays_on(host):
     refused(host.run("down"), 1, "swap cannot be taken off")
     host.script("exit 0")  # says that it worked, but a client is still there
     refused(host.run("down"), 1, "clients are attached (1)")
+    assert "compose down" not in host.calls
+
+
+@pytest.mark.parametrize("answer", ["", "container-id\n"])
+def test_down_believes_the_hosts_records_before_docker(host, answer):
+    """Docker that gives no answer, as where memory is short, is not taken for a server without swap."""
+    host.write("container", answer)
+    host.write("host/run/vramblk-swap/records", "swapon /dev/nbd0\n")
+    refused(host.run("down"), 1, "swap cannot be taken off")
+    assert "compose down" not in host.calls
+    host.script("exit 0")
+    assert host.run("down").returncode == 0
+    assert host.calls.index("vramblk-swap down") < host.calls.index("compose down")
+
+
+def test_down_stops_no_container_whose_state_is_not_told(host):
+    host.write("container", "container-id\n")
+    host.write("silent")
+    refused(host.run("down"), 1, "does not tell the state")
     assert "compose down" not in host.calls
 
 

@@ -112,7 +112,8 @@ verify() { # text name...
     pass "$what: every page of $* as written"
 }
 
-# Makes swapoff fail with ENOMEM, as the kernel does where memory is promised strictly.
+# Makes swapoff fail with ENOMEM, as the kernel does where memory is promised strictly. Not while dockerd or containerd has
+# anything to do: without memory they fail to deliver SIGTERM to a container, and then dockerd kills it.
 swapoff_fails() {
     sysctl -q "vm.overcommit_kbytes=$(($(meminfo Committed_AS) - $(meminfo SwapTotal) / 3))"
     sysctl -q vm.overcommit_memory=2
