@@ -90,6 +90,7 @@ meminfo() { awk -v name="$1:" '$1 == name { print $2 }' /proc/meminfo; }
 
 hold() { # name MiB
     rm -f "/run/$1.enough"
+    : >"/run/$1.log"
     systemd-run --quiet --scope --unit="$1-$(date +%s)" choom -n 500 -- filler "$2" 1 "/run/$1.enough" >"/run/$1.log" 2>&1 &
     eval "$1=\$!"
     until_true 300 is_written "$1" || fail "the $1 does not get its memory"
