@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 COMPILED := $(VENV)/.compiled
 LOCK := $(wildcard requirements-dev.txt)
 
-.PHONY: help install run up down logs status install-host uninstall-host test test-unit test-wire test-page test-container test-vm test-gpu lint bench
+.PHONY: help install run up down logs status install-host uninstall-host test test-unit test-wire test-page test-container test-vm test-qemu test-gpu lint bench
 
 help:
 	@echo "make install    $(VENV) with $(BIN)/vramblk in it, CPU OpenCL included"
@@ -16,7 +16,7 @@ help:
 	@echo "make up         the container: build, start, wait until healthy; also make down, make logs, make status"
 	@echo "make up SWAP=1  the container in swap mode, then swap on; make down takes swap off first (both need root)"
 	@echo "make install-host, make uninstall-host   vramblk-swap and its systemd units (as root; DESTDIR)"
-	@echo "make test       every test that this machine can run; test-unit, -wire, -page, -container, -vm, -gpu: one group"
+	@echo "make test       every test that this machine can run; test-unit, -wire, -page, -container, -vm, -qemu, -gpu: one group"
 	@echo "make lint       ruff, mypy --strict, import contracts, shellcheck"
 	@echo "make bench      the fio table"
 
@@ -74,7 +74,7 @@ test: install
 # Twice the RAM twenty times over: two hours, more than a run of all groups has.
 test-vm: export VRAMBLK_TEST_VM_REPEATS ?= 20
 
-test-unit test-wire test-page test-container test-vm test-gpu: test-%: install
+test-unit test-wire test-page test-container test-vm test-qemu test-gpu: test-%: install
 	tests/setup.sh
 	$(BIN)/python tests/run.py $*
 
@@ -86,7 +86,7 @@ lint: install
 	$(BIN)/python -m vramblk.shellgen --check
 	$(BIN)/python deploy/monitoring/build.py --check
 	@if command -v shellcheck >/dev/null; then shellcheck -x $$(git ls-files -co --exclude-standard '*.sh') \
-		.ci/run host/vramblk-swap tests/vm/guest/init tests/vm/guest/watch; \
+		.ci/run host/vramblk-swap tests/vm/guest/init tests/vm/guest/watch tests/qemu/guest/main; \
 	else echo "shellcheck is not installed: shell scripts were not checked"; fi
 
 bench: install

@@ -140,7 +140,11 @@ choose_files() {
     export COMPOSE_FILE="$files"
 }
 
-on_cpu() { case $files in *nvidia* | *rocm* | *intel*) return 1 ;; *) return 0 ;; esac; }
+# Memory of this host is what would be served.
+on_cpu() {
+    case $files in *nvidia* | *rocm* | *intel*) return 1 ;; esac
+    ! setting VRAMBLK_DEVICE | grep -q '^map:'
+}
 
 check_swap() {
     case $files in
@@ -151,7 +155,7 @@ check_swap() {
             return 0
             ;;
     esac
-    if on_cpu && ! setting VRAMBLK_DEVICE | grep -q '^map:'; then
+    if on_cpu; then
         fail 78 'swap mode needs a GPU, and this host shows none: swapping to CPU memory would only take memory away'
     fi
 }
@@ -261,7 +265,7 @@ say_how_to_connect() {
     say '' 'vramblk is healthy.'
     case $files in
         *swap*)
-            say '  attach as swap   sudo host/vramblk-swap up'
+            say '  swap             sudo host/vramblk-swap up, status, down'
             ;;
         *)
             say "  look at it       nbdinfo nbd://127.0.0.1:${nbd_port:-10809}/$export_name"
@@ -299,12 +303,20 @@ up() {
     say_how_to_connect
 }
 
+take_swap_off() {
+    host_script down || fail 1 'swap cannot be taken off, so the container is not stopped; see: sudo host/vramblk-swap status'
+}
+
 down() {
+    # The host's own records come first: docker was seen to give no answer where memory is short, and that must not be
+    # taken for a server without swap.
+    if [ -s "$host/run/vramblk-swap/records" ]; then take_swap_off; fi
     old=$(container)
+    if [ -n "$old" ] && [ -z "$(inspect "$old" '{{.State.Status}}')" ]; then
+        fail 1 "docker does not tell the state of the container, so it is not stopped; type: docker inspect $old"
+    fi
     if running "$old" && is_swap "$old"; then
-        if [ "$(clients "$old")" != 0 ]; then
-            host_script down || fail 1 'swap cannot be taken off, so the container is not stopped; see: sudo host/vramblk-swap status'
-        fi
+        if [ "$(clients "$old")" != 0 ]; then take_swap_off; fi
         refuse_with_clients "$old" 'stopping'
     fi
     compose down --remove-orphans

@@ -40,6 +40,7 @@ GROUPS = (
     Group("page", 300, 1800),
     Group("container", 900, 3600),
     Group("vm", 1800, 10800),
+    Group("qemu", 4500, 4800),
     Group("gpu", 600, 1800, skips_are_failures=False),
 )
 _NO_TESTS_COLLECTED = 5

@@ -24,7 +24,7 @@ case "$*" in
     'compose config --hash'*) echo 'vramblk new-hash' ;;
     'compose config') printf 'services:\\n  vramblk:\\n    image: vramblk:latest\\n' ;;
     'inspect --format {{.State.Status}} {{.RestartCount}} '*) cat "$TEST/state" 2>/dev/null || echo 'running 0' ;;
-    'inspect --format {{.State.Status}} '*) echo running ;;
+    'inspect --format {{.State.Status}} '*) [ -e "$TEST/silent" ] || echo running ;;
     'inspect --format {{.Image}} '*) echo image-id ;;
     'inspect --format {{index .Config.Labels'*) cat "$TEST/hash" 2>/dev/null || echo new-hash ;;
     'inspect --format {{range .Config.Env}}'*) cat "$TEST/env" 2>/dev/null || true ;;
@@ -251,6 +251,15 @@ def test_swap_1_starts_the_server_and_then_swap(host):
     assert host.calls.index("compose up -d") < host.calls.index("vramblk-swap up")
 
 
+def test_mapped_memory_is_not_called_the_hosts(host):
+    """No GPU, but a PCI BAR or the like: swap is allowed, and the warning about main memory would be wrong."""
+    host.script("exit 0")
+    host.write("clone/.env", "VRAMBLK_DEVICE=map:/dev/dax0.0\n")
+    done = host.run(SWAP="1")
+    assert done.returncode == 0
+    assert "no GPU is used" not in done.stdout
+
+
 def test_swap_1_says_when_only_swap_fails(host):
     host.write("host/dev/kfd")
     refused(host.run(SWAP="1"), 1, "swap is not on")
@@ -308,6 +317,25 @@ def test_a_swap_server_that_was_there_before_is_never_stopped_by_up(host):
     host.program("docker", DOCKER.replace("'compose up '*) ", "'compose up '*) exit 1;"))
     refused(host.run(VRAMBLK_MODE="swap"), 1, "left alone")
     assert "compose stop" not in host.calls
+
+
+@pytest.mark.parametrize("answer", ["", "container-id\n"])
+def test_down_believes_the_hosts_records_before_docker(host, answer):
+    """Docker that gives no answer, as where memory is short, is not taken for a server without swap."""
+    host.write("container", answer)
+    host.write("host/run/vramblk-swap/records", "swapon /dev/nbd0\n")
+    refused(host.run("down"), 1, "swap cannot be taken off")
+    assert "compose down" not in host.calls
+    host.script("exit 0")
+    assert host.run("down").returncode == 0
+    assert host.calls.index("vramblk-swap down") < host.calls.index("compose down")
+
+
+def test_down_stops_no_container_whose_state_is_not_told(host):
+    host.write("container", "container-id\n")
+    host.write("silent")
+    refused(host.run("down"), 1, "does not tell the state")
+    assert "compose down" not in host.calls
 
 
 def test_a_server_that_ends_is_stopped_and_its_last_line_shown(host):

@@ -1,0 +1,157 @@
+# shellcheck shell=sh disable=SC2154,SC2034,SC2086
+# What the cases share, on top of what they have in common with the guests of tests/vm. One boot runs them one after
+# another, so each begins with `begin`, which brings the machine to a known state.
+# Everything here runs in guest.service, whose memory is never swapped; victims get a group of their own.
+
+project=/project
+server_log=/run/guest.log
+# shellcheck source=tests/vm/guest/lib.sh
+. "$project/tests/vm/guest/lib.sh"
+PATH=$project/build:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+HOME=/root LC_ALL=C
+export PATH HOME LC_ALL
+cd "$project" || exit 1
+
+fail() {
+    echo "@@ FAIL $*"
+    cat /proc/swaps
+    docker ps -a
+    tail -n 30 "$server_log"
+    journalctl --no-pager -n 40 -o short-monotonic
+    exit 1
+}
+
+container() { docker ps -q --no-trunc --filter label=com.docker.compose.service=vramblk; }
+
+server_pids() { cat /sys/fs/cgroup/system.slice/docker-*.scope/cgroup.procs; }
+
+supervisor() { pid_of vramblk-supervi; }
+
+is_off() { ! swapon_seen; }
+
+unit_is() { [ "$(systemctl show -P ActiveState "$1")" = "$2" ]; }
+
+# ---------------------------------------------------------------- a known state
+
+# Swap off and dockerd with live-restore on or off. A container that runs is left alone: a start takes a minute here.
+begin() { # live-restore: true or false
+    systemctl stop vramblk-swap.service
+    vramblk-swap down || fail 'swap of the case before cannot be taken off'
+    systemctl reset-failed
+    if ! live_restore_is "$1"; then
+        sed -i "s/\"live-restore\": [a-z]*/\"live-restore\": $1/" /etc/docker/daemon.json
+        systemctl reload docker
+        until_true 60 live_restore_is "$1" || fail "dockerd does not take live-restore $1"
+    fi
+}
+
+live_restore_is() { [ "$(docker info -f '{{.LiveRestoreEnabled}}')" = "$1" ]; }
+
+start_container() {
+    is_ready || docker compose up -d --no-build >>"$server_log" 2>&1 || fail 'the container does not start'
+    until_true 240 is_ready || fail 'the server does not become ready'
+}
+
+# The container and swap on it, the way of an operator without the unit.
+start_swap() {
+    start_container
+    vramblk-swap up || fail "vramblk-swap up: exit status $?"
+    swapon_seen || fail 'vramblk-swap up says that swap is on, the kernel does not'
+}
+
+# The same by the unit.
+start_unit() {
+    start_container
+    systemctl start vramblk-swap.service || fail 'vramblk-swap.service does not start'
+    swapon_seen || fail 'vramblk-swap.service is started, but there is no swap'
+}
+
+# ---------------------------------------------------------------- pressure
+
+victim_mib=16
+hog_mib=24
+
+# Processes that hold more than the memory that is free: `victim`, which goes out first, and `hogs`. They write their
+# pages and then stand still, since in this slow machine a process that goes on would leave no time for anything else.
+# Many hogs, since one would thrash when it verifies: each that has verified and ended makes room for the next.
+press() {
+    free_mib=$(($(meminfo MemAvailable) / 1024)) hogs=''
+    hold victim "$victim_mib"
+    held_mib=$victim_mib
+    until [ "$held_mib" -gt "$free_mib" ] && swap_holds "$victim_mib"; do
+        hold "hog$held_mib" "$hog_mib"
+        hogs="$hogs hog$held_mib"
+        held_mib=$((held_mib + hog_mib))
+    done
+    note "$free_mib MiB were free, $held_mib MiB are held, $(swap_used_mib) MiB in swap"
+}
+
+meminfo() { awk -v name="$1:" '$1 == name { print $2 }' /proc/meminfo; }
+
+hold() { # name MiB
+    rm -f "/run/$1.enough"
+    : >"/run/$1.log"
+    systemd-run --quiet --scope --unit="$1-$(date +%s)" choom -n 500 -- filler "$2" 1 "/run/$1.enough" >"/run/$1.log" 2>&1 &
+    eval "$1=\$!"
+    until_true 300 is_written "$1" || fail "the $1 does not get its memory"
+    eval "kill -STOP \$$1"
+}
+
+is_written() { grep -q 'verified 0 of' "/run/$1.log"; }
+
+# They go on, verify every page and end.
+verify() { # text name...
+    what=$1
+    shift
+    for each; do
+        touch "/run/$each.enough"
+        eval "kill -CONT \$$each; wait \$$each"
+        ended=$?
+        tail -n 1 "/run/$each.log"
+        [ "$ended" = 0 ] || fail "$what: $each ended with status $ended"
+    done
+    pass "$what: every page of $* as written"
+}
+
+# Makes swapoff fail with ENOMEM, as the kernel does where memory is promised strictly. Not while dockerd or containerd has
+# anything to do: without memory they fail to deliver SIGTERM to a container, and then dockerd kills it.
+swapoff_fails() {
+    sysctl -q "vm.overcommit_kbytes=$(($(meminfo Committed_AS) - $(meminfo SwapTotal) / 3))"
+    sysctl -q vm.overcommit_memory=2
+}
+
+swapoff_works() { sysctl -q vm.overcommit_memory=0; }
+
+# ---------------------------------------------------------------- logs
+
+since_now() { cursor=$(journalctl -n 0 --show-cursor | sed -n 's/^-- cursor: //p'); }
+
+# What the host script has said in the journal since `since_now`.
+said() { journalctl --after-cursor="$cursor" -o cat --no-pager | grep -q "$1"; }
+
+# ---------------------------------------------------------------- what ends a container
+
+drains() { ask /status.json | grep -q '"state": *"draining"'; }
+
+# docker compose restart or down under live swap: the server drains, nothing is lost, Compose waits.
+compose_waits() { # restart or down
+    begin true
+    start_swap
+    server=$(supervisor)
+    press
+    docker compose "$1" >/run/compose.log 2>&1 &
+    compose=$!
+    until_true 120 drains || fail "docker compose $1 does not reach the server"
+    sleep 15
+    kill -0 "$server" || fail "docker compose $1 ended the server under live swap"
+    kill -0 "$compose" || fail "docker compose $1 does not wait"
+    verify "docker compose $1 under live swap" $hogs
+    kill -0 "$server" || fail 'the server left although swap is on'
+    expect 0 "vramblk-swap down while docker compose $1 waits" vramblk-swap down
+    verify "docker compose $1 under live swap" victim
+    wait "$compose"
+    expect 0 "docker compose $1 succeeds once swap is off" test $? = 0
+    cat /run/compose.log
+    kill -0 "$server" 2>/dev/null && fail 'the server is still there'
+    return 0
+}
