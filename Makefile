@@ -16,7 +16,8 @@ help:
 	@echo "make up         the container: build, start, wait until healthy; also make down, make logs, make status"
 	@echo "make up SWAP=1  the container in swap mode, then swap on; make down takes swap off first (both need root)"
 	@echo "make install-host, make uninstall-host   vramblk-swap and its systemd units (as root; DESTDIR)"
-	@echo "make test       every test that this machine can run; test-unit, -wire, -page, -container, -vm, -qemu, -gpu: one group"
+	@echo "make test       every test that this machine can run; test-unit, -wire, -page, -container, -vm, -gpu: one group"
+	@echo "make test-qemu  a Debian machine with systemd and Docker that swaps; not part of make test"
 	@echo "make lint       ruff, mypy --strict, import contracts, shellcheck"
 	@echo "make bench      the fio table"
 
