@@ -1,0 +1,99 @@
+"""The data path of swap mode on a GPU: what it locks, and what it asks of the kernel under full load.
+
+The machine need not grant what swap mode requires: the server settles and locks as in swap mode, and only the rights
+are left out (``tests/wire/settled_server.py``). Needs root or an unlimited memory lock, a GPU with 4 GiB free, and
+fio with its nbd engine. VRAMBLK_TEST_TRACE_S is how long the trace lasts, 60 s by default.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from bench import fio, rows
+from tests.wire.harness import Server
+from tests.wire.syscalls import Tracer
+from vramblk.memory.devices import DeviceInfo
+
+SECONDS = float(os.environ.get("VRAMBLK_TEST_TRACE_S", "60"))
+MB = 1_000_000
+GIB = 1 << 30
+MIX = next(row for row in rows.choose("table") if row.name == "4k 70/30 mix qd32 x4")
+PROGRAM = Path(__file__).parents[1] / "wire" / "settled_server.py"
+NAMES = {
+    0: "read", 1: "write", 7: "poll", 9: "mmap", 10: "mprotect", 11: "munmap", 12: "brk", 16: "ioctl", 24: "sched_yield",
+    28: "madvise", 35: "nanosleep", 45: "recvfrom", 56: "clone", 202: "futex", 228: "clock_gettime", 230: "clock_nanosleep",
+    232: "epoll_wait", 435: "clone3",
+}  # fmt: skip
+#: What an engine may ask: its bells and its mail, and what the driver's submission needs.
+ALLOWED = {"epoll_wait", "read", "write", "recvfrom", "futex", "sched_yield", "ioctl", "poll"}
+
+
+@pytest.fixture
+def start(gpu: DeviceInfo, tmp_path: Path) -> Iterator[object]:
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if os.geteuid() and limit != resource.RLIM_INFINITY:
+        pytest.skip("needs root or an unlimited memory lock")
+    with ExitStack() as stack:
+
+        def start_swap(workers: int) -> Server:
+            program = (sys.executable, str(PROGRAM), str(tmp_path / "report"), "settled")
+            return stack.enter_context(
+                Server(
+                    tmp_path / "server", "--mode", "swap", "--workers", str(workers), program=program, size="2G",
+                    environment={"PYTHONPATH": os.pathsep.join(sys.path)},
+                )
+            )  # fmt: skip
+
+        yield start_swap
+
+
+def locked(pid: int) -> int:
+    with open(f"/proc/{pid}/smaps_rollup") as lines:
+        return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Locked:"))
+
+
+def test_locked_memory(start) -> None:
+    """Goals: under 400 MB for all processes, with two workers as by default, and under 40 MB for each of these."""
+    server = start(2)
+    roles = {role: [locked(pid) for pid in server.named(role)] for role in ("supervisor", "worker", "engine")}
+    roles["supervisor"] = [locked(server.pid)]
+    told = json.loads(server.get("/status.json")[1])["locked_bytes"]
+    print("locked, MB:", {role: [round(each / MB) for each in sizes] for role, sizes in roles.items()},
+          "told", round(told / MB))  # fmt: skip
+    assert told < 400 * MB
+    assert max(roles["worker"]) < 40 * MB
+
+
+def test_system_calls_of_the_engine_under_full_load(start, tmp_path: Path) -> None:
+    """Every thread of the engine: no memory is mapped, no thread is started, no file is opened."""
+    server = start(4)
+    engine = server.named("engine")[0]
+    uri = f"nbd+unix:///vram?socket={server.unix_path}"
+    load = threading.Thread(target=fio.run, args=(MIX, uri, SECONDS + 3, GIB))
+    load.start()
+    load.join(2)
+    before = Path(f"/proc/{engine}/maps").read_text(), sorted(os.listdir(f"/proc/{engine}/task"))
+    calls: Counter[int] = Counter()
+    with ExitStack() as stack:
+        tracers = [stack.enter_context(Tracer(int(thread))) for thread in os.listdir(f"/proc/{engine}/task")]
+        load.join(SECONDS)
+    for tracer in tracers:
+        calls.update(tracer.calls)
+    load.join()
+    named = Counter({NAMES.get(number, f"call {number}"): times for number, times in calls.items()})
+    print(f"{SECONDS:g} s:", dict(named.most_common()))
+    after = Path(f"/proc/{engine}/maps").read_text(), sorted(os.listdir(f"/proc/{engine}/task"))
+    assert sum(named.values()) > 100, "the tracer has seen next to nothing"
+    assert before == after, "memory maps or threads have changed"
+    assert set(named) <= ALLOWED, named
+    assert (tmp_path / "report").read_text() == ""
