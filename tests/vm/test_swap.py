@@ -27,8 +27,6 @@ CASES = {
     "hostile.sh": "hostile clients on other connections change nothing",
     "logs.sh": "logs and metrics never block I/O",
 }
-#: Each worker more is 20 MiB that cannot be swapped.
-RAM_MIB = {"hostile.sh": rig.RAM_MIB + 2 * 20}
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +59,7 @@ def test_twice_the_ram_without_a_mismatch(build: Path, repeat: int) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_case(build: Path, case: str) -> None:
     """See the head of each case for the promises that it checks."""
-    check(rig.run(case, build, ram_mib=RAM_MIB.get(case, rig.RAM_MIB)))
+    check(rig.run(case, build, ram_mib=rig.RAM_MIB_OF.get(case, rig.RAM_MIB)))
 
 
 def test_negative_control(build: Path) -> None:

@@ -52,16 +52,23 @@ is_ready() { ask /readyz >/dev/null; }
 
 swap_options="--mode swap --device map:/dev/mmapper --listen-addr unix:/run/vramblk/nbd.sock --workers 1"
 
+# VM_WITHOUT names the safeguards that this run leaves out, separated by commas.
+left_out() { case ",${VM_WITHOUT-}," in *,"$1",*) ;; *) return 1 ;; esac }
+
 start_server() { # [options]
+    [ -z "${VM_WITHOUT-}" ] || {
+        start_altered_server "$@"
+        return
+    }
     # shellcheck disable=SC2086  # a list of words
     start_program "$VM_ROOT/.venv/bin/vramblk" $swap_options --size "${VM_SWAP_MIB}M" "$@"
 }
 
-# With faults on demand, or without safeguards: see altered_server.py.
-start_altered_server() { # safeguards to leave out, or nothing
+# With faults on demand, and without the safeguards of VM_WITHOUT: see altered_server.py.
+start_altered_server() { # [options]
     # shellcheck disable=SC2086
-    start_program "$VM_ROOT/.venv/bin/python" "$VM_ROOT/tests/vm/guest/altered_server.py" "$faults" "$1" $swap_options \
-        --size "${VM_SWAP_MIB}M"
+    start_program "$VM_ROOT/.venv/bin/python" "$VM_ROOT/tests/vm/guest/altered_server.py" "$faults" \
+        "${VM_WITHOUT:-nothing}" $swap_options --size "${VM_SWAP_MIB}M" "$@"
 }
 
 inject() { # writes|reads batches, below 256
@@ -120,10 +127,30 @@ twice_ram=$((VM_MIB * 2))
 
 # attach [NAME=VALUE...]: swap on through the host script, with a record of how much of it is said.
 attach() {
+    leave_out_of_the_host
     env "$@" vramblk-swap up || fail "vramblk-swap up: exit status $?"
     swapon_seen || fail 'vramblk-swap up says that swap is on, the kernel does not'
+    ! left_out swap_max || echo max >/sys/fs/cgroup/server/memory.swap.max
     pass 'vramblk-swap up attaches the server'
     echo "@@ NOTE min_free_kbytes $(cat /proc/sys/vm/min_free_kbytes), locked $(locked_kib) KiB"
+}
+
+# The host's safeguards. Copies stand before the real ones in PATH.
+leave_out_of_the_host() {
+    ! left_out min_free || export VRAMBLK_MIN_FREE_KBYTES=keep
+    if left_out no_timeout; then
+        # shellcheck disable=SC2016  # for the script that this writes
+        printf '#!/bin/sh\ncase $1 in -unix) set -- "$@" -timeout 5 ;; esac\nexec %s "$@"\n' \
+            "$(command -v nbd-client)" >/run/bin/nbd-client
+        chmod +x /run/bin/nbd-client
+    fi
+    if left_out stays; then
+        sed -e 's/^ *swapon.*) return 2 ;;$//' -e "s/ force='' / force=yes /" "$VM_ROOT/host/vramblk-swap" >/run/without
+        cmp -s "$VM_ROOT/host/vramblk-swap" /run/without && fail 'nothing was left out of vramblk-swap'
+        rm /run/bin/vramblk-swap
+        cp /run/without /run/bin/vramblk-swap
+        chmod +x /run/bin/vramblk-swap
+    fi
 }
 
 swapon_seen() { grep -q '^/dev/nbd' /proc/swaps; }
