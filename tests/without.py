@@ -19,6 +19,7 @@ from vramblk.memory import mapped, patterns
 from vramblk.memory.base import DeviceError
 from vramblk.nbd.constants import Error
 from vramblk.serving import replyqueue
+from vramblk.serving.lanes import SMALLEST
 from vramblk.supervision import crew, draining, logpipe
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _with_shared_workers() -> None:
     lanes = worker.lanes_per_worker
 
     def shared(max_connections: int, workers: int, *, swap: bool) -> int:
-        return lanes(max_connections, workers, swap=False)
+        return min(lanes(max_connections, workers, swap=False), crew.SWAP_SLAB_BYTES // SMALLEST)
 
     worker.lanes_per_worker = crew.lanes_per_worker = shared
 
@@ -175,3 +176,5 @@ _BY_NAME: dict[str, Callable[[], None]] = {
     "own_worker": _with_shared_workers,
     "unread_replies": _with_replies_that_wait,
 }
+
+NAMES = frozenset(_BY_NAME) | frozenset(_TAKEN_BY_THE_SUPERVISOR)

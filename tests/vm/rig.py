@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
 PACKAGES = HERE / "packages.txt"
 
-#: The kernel, 110 MiB of locked server and 16 of reserve leave 70 to swap; 192 ended in the OOM killer once in two runs.
+#: The kernel, 96 MiB of locked server and 16 of reserve leave 85 to swap; 192 ended in the OOM killer once in two runs.
 RAM_MIB = 224
 SWAP_MIB = 480
 #: Each worker more is 20 MiB that cannot be swapped.

@@ -24,6 +24,7 @@ CASES = {
     "worker.sh": "a dead worker: no wrong page, and none from a later server",
     "down_refused.sh": "down refuses when memory cannot take it back",
     "checksum.sh": "a flipped bit is SIGBUS in the victim, never a wrong page",
+    "crowd.sh": "where more is wanted than there is, the OOM killer passes the server over",
     "hostile.sh": "hostile clients on other connections change nothing",
     "logs.sh": "logs and metrics never block I/O",
 }
