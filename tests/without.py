@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pytest
 
 #: See lib.sh of the guests.
-_OF_THE_HOST = ("min_free", "swap_max", "no_timeout", "stays", "checksums")
+_OF_THE_HOST = ("min_free", "swap_max", "no_timeout", "room", "stays", "checksums")
 _TAKEN_BY_THE_SUPERVISOR = {"io_flusher": "PR_SET_IO_FLUSHER", "oom": "oom_score_adj", "fifo": "SCHED_FIFO"}
 
 

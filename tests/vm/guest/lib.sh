@@ -145,13 +145,23 @@ leave_out_of_the_host() {
             "$(command -v nbd-client)" >/run/bin/nbd-client
         chmod +x /run/bin/nbd-client
     fi
+    # room: down does not look first whether memory can take back what is in the device.
+    # stays: and if swapoff fails, as it does here once, down goes on.
+    if left_out room; then edit_script "s/ force='' / force=yes /"; fi
     if left_out stays; then
-        sed -e 's/^ *swapon.*) return 2 ;;$//' -e "s/ force='' / force=yes /" "$VM_ROOT/host/vramblk-swap" >/run/without
-        cmp -s "$VM_ROOT/host/vramblk-swap" /run/without && fail 'nothing was left out of vramblk-swap'
-        rm /run/bin/vramblk-swap
-        cp /run/without /run/bin/vramblk-swap
-        chmod +x /run/bin/vramblk-swap
+        edit_script 's/^ *swapon.*) return 2 ;;$//'
+        printf '#!/bin/sh\n[ -e /run/failed ] || { : >/run/failed; exit 1; }\nexec %s "$@"\n' \
+            "$(command -v swapoff)" >/run/bin/swapoff
+        chmod +x /run/bin/swapoff
     fi
+}
+
+edit_script() { # sed's expression
+    sed "$1" /run/bin/vramblk-swap >/run/edited
+    ! cmp -s /run/bin/vramblk-swap /run/edited || fail 'nothing was left out of vramblk-swap'
+    rm /run/bin/vramblk-swap
+    mv /run/edited /run/bin/vramblk-swap
+    chmod +x /run/bin/vramblk-swap
 }
 
 swapon_seen() { grep -q '^/dev/nbd' /proc/swaps; }
