@@ -22,7 +22,7 @@ from . import rig
 
 EACH = ("nothing", "mlock", "io_flusher", "oom", "fifo", "min_free")
 #: The pressure of control.sh has no pauses: ``longest_silence_s`` of the good runs is a third of this.
-CONTROL_SILENCE_S = 30
+CONTROL_SILENCE_S = 60
 GOOD = "good"
 ROUND = "twice the RAM, every page as written"
 
@@ -76,7 +76,8 @@ class Matrix:
         outcomes = [GOOD] * result.passed.count(ROUND) if control else []
         if not result.good or not outcomes:
             outcomes.append(outcome(result))
-            self._results.with_suffix(f".{without}.txt").write_text(result.output)
+            with self._results.with_suffix(f".{without}.txt").open("a") as file:
+                file.write(result.output)
         line = {
             **self._of, "seconds": round(result.seconds / len(outcomes), 1),
             "longest_silence_s": round(result.longest_silence_s, 1), "notes": result.notes, "without": without,
