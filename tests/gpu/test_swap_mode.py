@@ -31,11 +31,22 @@ MIX = next(row for row in rows.choose("table") if row.name == "4k 70/30 mix qd32
 PROGRAM = Path(__file__).parents[1] / "wire" / "settled_server.py"
 NAMES = {
     0: "read", 1: "write", 7: "poll", 9: "mmap", 10: "mprotect", 11: "munmap", 12: "brk", 16: "ioctl", 24: "sched_yield",
-    28: "madvise", 35: "nanosleep", 45: "recvfrom", 56: "clone", 202: "futex", 228: "clock_gettime", 230: "clock_nanosleep",
+    28: "madvise", 35: "nanosleep", 45: "recvfrom", 56: "clone", 202: "futex", 219: "restart_syscall", 228: "clock_gettime", 230: "clock_nanosleep",
     232: "epoll_wait", 435: "clone3",
 }  # fmt: skip
-#: What an engine may ask: its bells and its mail, and what the driver's submission needs.
-ALLOWED = {"epoll_wait", "read", "write", "recvfrom", "futex", "sched_yield", "ioctl", "poll"}
+#: What an engine may ask: its bells and its mail, and what the driver's submission needs. A call that the tracer
+#: interrupts is restarted by one of its own.
+ALLOWED = {
+    "restart_syscall",
+    "epoll_wait",
+    "read",
+    "write",
+    "recvfrom",
+    "futex",
+    "sched_yield",
+    "ioctl",
+    "poll",
+}
 
 
 @pytest.fixture

@@ -164,6 +164,24 @@ def test_a_turn_takes_all_that_is_queued_as_one_batch(make_rig: MakeRig) -> None
     assert rig.memory.executed == 1
 
 
+def test_nothing_is_acknowledged_before_it_is_executed(make_rig: MakeRig) -> None:
+    """Promise 11: while the memory still works no entry is done, so no reply can have left."""
+    early: list[int] = []
+    rig: Rig
+
+    def look(memory: PlainMemory, batch: Batch) -> None:
+        early.append(rig.submitter.ring.done())
+
+    rig = make_rig(before=look)
+    for number in range(3):
+        rig.send(WRITE, number * 4096, 4096, b"w" * 4096, cookie=number)
+    while rig.connection.pump():
+        pass
+    assert rig.engine.turn()
+    assert early == [0]
+    assert rig.submitter.ring.done() == rig.submitter.ring.tail > 0
+
+
 def test_an_error_hits_only_the_request_it_belongs_to(make_rig: MakeRig) -> None:
     """One bad range in a run: that request says EIO, its neighbours carry data, the connection lives."""
 

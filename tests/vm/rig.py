@@ -23,9 +23,11 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
 PACKAGES = HERE / "packages.txt"
 
-#: The kernel, 110 MiB of locked server and 16 of reserve leave 70 to swap; 192 ended in the OOM killer once in two runs.
+#: The kernel, 96 MiB of locked server and 16 of reserve leave 85 to swap; 192 ended in the OOM killer once in two runs.
 RAM_MIB = 224
 SWAP_MIB = 480
+#: Each worker more is 20 MiB that cannot be swapped.
+RAM_MIB_OF = {"hostile.sh": RAM_MIB + 2 * 28}
 SILENCE_S = 150  # longer than the longest pause in a case, which is a server stopped for 45 s
 
 _STUCK = b"Possible stuck request"  # the nbd driver says so every 30 s for as long as it waits
@@ -40,6 +42,7 @@ class Result:
 
     Attributes:
         ended: "done", "stopped" (the case ended early), "panic", "silent" or "late".
+        longest_silence_s: between two pieces of output, but for what the nbd driver says of requests that wait.
     """
 
     ended: str
@@ -48,6 +51,7 @@ class Result:
     passed: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    longest_silence_s: float = 0.0
 
     @property
     def good(self) -> bool:
@@ -124,35 +128,39 @@ def run(
         start_new_session=True, env=host_environment,
     )  # fmt: skip
     try:
-        ended, output = _watch(process, started + limit_s, silence_s, log)
+        ended, output, longest_silence_s = _watch(process, started + limit_s, silence_s, log)
     finally:
         _end(process, name)
         shutil.rmtree(scratch, ignore_errors=True)
     result = _read(ended, output, time.monotonic() - started)
+    result.longest_silence_s = longest_silence_s
     return result
 
 
 def _watch(
     process: subprocess.Popen[bytes], deadline: float, silence_s: float, log: Path | None
-) -> tuple[str, str]:
+) -> tuple[str, str, float]:
+    """How it ended, its output, and the longest silence in seconds."""
     assert process.stdout is not None
     pieces: list[bytes] = []
     last = time.monotonic()
+    longest = 0.0
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
             now = time.monotonic()
             if now > deadline:
-                return "late", _text(pieces)
+                return "late", _text(pieces), longest
             if now - last > silence_s:
-                return "silent", _text(pieces)
+                return "silent", _text(pieces), now - last
             if not selector.select(1.0):
                 continue
             piece = os.read(process.stdout.fileno(), 65536)
             if not piece:
-                return "ended", _text(pieces)
+                return "ended", _text(pieces), longest
             pieces.append(piece)
             if any(line.strip() and _STUCK not in line for line in piece.splitlines()):
+                longest = max(longest, now - last)
                 last = now
             if log is not None:
                 with log.open("ab") as file:

@@ -50,7 +50,9 @@ nbd-client)
     esac ;;
 swapon)
     [ -e "$STUB_HOME/swapon-lies" ] || echo "$3 partition 1048572 0 $2" >>"$t/proc/swaps" ;;
-swapoff) sed -i "\#^$1 #d" "$t/proc/swaps" ;;
+swapoff)
+    sed -i "\#^$1 #d" "$t/proc/swaps"
+    [ ! -e "$STUB_HOME/swapoff-killed" ] || exit 137 ;;
 curl) cat "$STUB_HOME/status.json" ;;
 systemd-run)
     while [ "$1" != -- ]; do shift; done

@@ -223,6 +223,15 @@ def test_if_swapoff_fails_everything_stays(host: Host) -> None:
     assert host.run("down").returncode == 0
 
 
+def test_a_killed_swapoff_may_have_done_its_work(host: Host) -> None:
+    """What counts is whether the kernel still has it as swap."""
+    host.run("up")
+    (host.home / "swapoff-killed").touch()
+    result = host.run("down")
+    assert result.returncode == 0, result.stderr
+    assert "nbd-client -d /dev/nbd0" in host.calls()
+
+
 def test_down_wait_repeats_until_swapoff_succeeds(host: Host) -> None:
     host.run("up")
     host.calls()

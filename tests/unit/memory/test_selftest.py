@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.failing_memory import FailingMemory
 from tests.unit.memory.contract import windows
+from tests.unit.memory.stuck import Stuck
 from vramblk import selftest
-from vramblk.memory.base import Batch, Copy, DeviceError, Pattern, Zero
+from vramblk.memory.base import Batch, Copy, DeviceError, Zero
 from vramblk.memory.mapped import MappedMemory
 from vramblk.settings import load_settings
 from vramblk.units import parse_size
@@ -22,20 +22,6 @@ def memory(tmp_path: Path) -> MappedMemory:
     path = tmp_path / "memory"
     path.write_bytes(b"x" * (1 << 20))
     return MappedMemory(str(path), parse_size("max"), map_overwrite=True)
-
-
-class Stuck:
-    """A memory with one bit that is always 1."""
-
-    def __init__(self, inner: MappedMemory, offset: int) -> None:
-        self._inner, self._offset = inner, offset
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def mismatches(self, offset: int, length: int, pattern: Pattern, seed: int = 0) -> list[tuple[int, int]]:
-        self._inner._bytes[self._offset] |= 4
-        return self._inner.mismatches(offset, length, pattern, seed)
 
 
 def test_good_memory_passes(memory: MappedMemory) -> None:

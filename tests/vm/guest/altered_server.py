@@ -4,21 +4,21 @@
 
 FAULTS is a file of two bytes that this makes: the first counts batches with writes, the second batches with reads, that
 are still to fail as a device does. A count, since a guest that cannot write to its swap cannot run a command that ends
-the fault. WITHOUT names safeguards to leave out, separated by commas: mlock,
-io_flusher, oom, fifo; or "nothing".
+the fault. WITHOUT names safeguards of ``tests/without.py`` to leave out, separated by commas, or "nothing".
 """
 
 import mmap
 import sys
 from pathlib import Path
-from typing import Any
 
-from vramblk import cli, swapsafety
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from tests.without import leave_out
+from vramblk import cli
 from vramblk.memory import mapped
 from vramblk.memory.base import Batch, DeviceError
 
 NBD_EIO = 5
-SAFEGUARDS = {"io_flusher": "PR_SET_IO_FLUSHER", "oom": "oom_score_adj", "fifo": "SCHED_FIFO"}
 
 
 def inject(path: Path) -> None:
@@ -40,20 +40,6 @@ def inject(path: Path) -> None:
     mapped.MappedMemory.execute = failing  # type: ignore[method-assign]
 
 
-def leave_out(names: list[str]) -> None:
-    every = swapsafety._safeguards
-
-    def some(*arguments: Any) -> Any:
-        left_out = tuple(SAFEGUARDS[name] for name in names if name in SAFEGUARDS)
-        return [each for each in every(*arguments) if not each[0].startswith(left_out or ("\0",))]
-
-    swapsafety._safeguards = some
-    swapsafety.verify_threads = lambda pids: []  # type: ignore[assignment]
-    if "mlock" in names:
-        swapsafety.lock_memory = lambda settings, **_: 1  # type: ignore[assignment]
-
-
 inject(Path(sys.argv[1]))
-if sys.argv[2] != "nothing":
-    leave_out(sys.argv[2].split(","))
+leave_out(sys.argv[2].split(","))
 sys.exit(cli.main(sys.argv[3:]))

@@ -1,9 +1,10 @@
 /* Fills memory with pages that say where and when they were written, and verifies them.
  *
- *   filler MIB PASSES [UNTIL [LOSSES]]
+ *   filler MIB PASSES [UNTIL [LOSSES [SHARE]]]
  *
  * Pass 0 writes every page and verifies all; each later pass writes every third page anew and verifies all, in an
  * order that no read-ahead follows. At least PASSES passes; with UNTIL as long as that file is missing.
+ * With SHARE only so manieth page is verified, which takes so much less time.
  * SIGBUS ends it at once; with LOSSES so many pages may go that way: they are left out, and all others still verified.
  * Prints one line for each step. Exit status: 0 all pages as written, 3 a page differs, 4 SIGBUS, 1 no memory.
  */
@@ -28,7 +29,7 @@ static uint64_t mix(uint64_t x) {
 
 static uint64_t *memory;
 static volatile uint32_t *generation; /* changed by a signal too */
-static uint64_t pages;
+static uint64_t pages, share = 1;
 static unsigned long losses_allowed, losses;
 
 static void write_page(uint64_t page, uint32_t pass) {
@@ -67,11 +68,11 @@ static double seconds(void) {
 
 static void verify(uint32_t pass) {
     uint64_t stride = 7919 % pages, bad = 0, page = 0;
-    for (uint64_t i = 0; i < pages; i++) {
+    for (uint64_t i = 0; i < pages / share; i++) {
         /* 7919 is prime, so that every page is met once unless it divides their number. */
         page = pages % 7919 ? (page + stride) % pages : i;
         if (differs(page) && bad++ < 5) printf("filler: page %lu differs in pass %u\n", page, pass);
-        if (i % (pages / 8) == 0) printf("filler: pass %u verified %lu of %lu MiB\n", pass, i / 256, pages / 256);
+        if (i % (pages / 64) == 0) printf("filler: pass %u verified %lu of %lu MiB\n", pass, i / 256, pages / share / 256);
     }
     if (bad) {
         printf("filler: %lu of %lu pages differ\n", bad, pages);
@@ -85,6 +86,7 @@ int main(int argc, char **argv) {
     pages = strtoull(argv[1], NULL, 10) * 256;
     uint32_t passes = (uint32_t)strtoul(argv[2], NULL, 10);
     losses_allowed = argc > 4 ? strtoul(argv[4], NULL, 10) : 0;
+    if (argc > 5) share = strtoull(argv[5], NULL, 10);
     memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     generation = malloc(pages * sizeof *generation);
     if (memory == MAP_FAILED || !generation) return 1;
@@ -94,7 +96,7 @@ int main(int argc, char **argv) {
         double from = seconds();
         for (uint64_t page = pass ? pass % 3 : 0; page < pages; page += pass ? 3 : 1) {
             write_page(page, pass);
-            if (page % (pages / 8) < (pass ? 3 : 1)) printf("filler: pass %u wrote %lu of %lu MiB\n", pass, page / 256, pages / 256);
+            if (page % (pages / 64) < (pass ? 3 : 1)) printf("filler: pass %u wrote %lu of %lu MiB\n", pass, page / 256, pages / 256);
         }
         double written = seconds();
         verify(pass);

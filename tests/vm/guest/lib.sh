@@ -52,16 +52,23 @@ is_ready() { ask /readyz >/dev/null; }
 
 swap_options="--mode swap --device map:/dev/mmapper --listen-addr unix:/run/vramblk/nbd.sock --workers 1"
 
+# VM_WITHOUT names the safeguards that this run leaves out, separated by commas.
+left_out() { case ",${VM_WITHOUT-}," in *,"$1",*) ;; *) return 1 ;; esac }
+
 start_server() { # [options]
+    [ -z "${VM_WITHOUT-}" ] || {
+        start_altered_server "$@"
+        return
+    }
     # shellcheck disable=SC2086  # a list of words
     start_program "$VM_ROOT/.venv/bin/vramblk" $swap_options --size "${VM_SWAP_MIB}M" "$@"
 }
 
-# With faults on demand, or without safeguards: see altered_server.py.
-start_altered_server() { # safeguards to leave out, or nothing
+# With faults on demand, and without the safeguards of VM_WITHOUT: see altered_server.py.
+start_altered_server() { # [options]
     # shellcheck disable=SC2086
-    start_program "$VM_ROOT/.venv/bin/python" "$VM_ROOT/tests/vm/guest/altered_server.py" "$faults" "$1" $swap_options \
-        --size "${VM_SWAP_MIB}M"
+    start_program "$VM_ROOT/.venv/bin/python" "$VM_ROOT/tests/vm/guest/altered_server.py" "$faults" \
+        "${VM_WITHOUT:-nothing}" $swap_options --size "${VM_SWAP_MIB}M" "$@"
 }
 
 inject() { # writes|reads batches, below 256
@@ -77,7 +84,8 @@ start_program() {
     is_ready || fail 'the server ended instead of becoming ready'
 }
 
-server_decided() { is_ready || ! kill -0 "$server" 2>/dev/null; }
+# Says that it waits, so that a slow machine is not taken for a guest that hangs.
+server_decided() { is_ready || ! kill -0 "$server" 2>/dev/null || ! echo 'the server starts'; }
 
 server_pids() { cat /sys/fs/cgroup/server/cgroup.procs; }
 
@@ -120,10 +128,40 @@ twice_ram=$((VM_MIB * 2))
 
 # attach [NAME=VALUE...]: swap on through the host script, with a record of how much of it is said.
 attach() {
+    leave_out_of_the_host
     env "$@" vramblk-swap up || fail "vramblk-swap up: exit status $?"
     swapon_seen || fail 'vramblk-swap up says that swap is on, the kernel does not'
+    ! left_out swap_max || echo max >/sys/fs/cgroup/server/memory.swap.max
     pass 'vramblk-swap up attaches the server'
     echo "@@ NOTE min_free_kbytes $(cat /proc/sys/vm/min_free_kbytes), locked $(locked_kib) KiB"
+}
+
+# The host's safeguards. Copies stand before the real ones in PATH.
+leave_out_of_the_host() {
+    ! left_out min_free || export VRAMBLK_MIN_FREE_KBYTES=keep
+    if left_out no_timeout; then
+        # shellcheck disable=SC2016  # for the script that this writes
+        printf '#!/bin/sh\ncase $1 in -unix) set -- "$@" -timeout 5 ;; esac\nexec %s "$@"\n' \
+            "$(command -v nbd-client)" >/run/bin/nbd-client
+        chmod +x /run/bin/nbd-client
+    fi
+    # room: down does not look first whether memory can take back what is in the device.
+    # stays: and if swapoff fails, as it does here once, down goes on.
+    if left_out room; then edit_script "s/ force='' / force=yes /"; fi
+    if left_out stays; then
+        edit_script 's/^ *swapon.*) return 2 ;;$//'
+        printf '#!/bin/sh\n[ -e /run/failed ] || { : >/run/failed; exit 1; }\nexec %s "$@"\n' \
+            "$(command -v swapoff)" >/run/bin/swapoff
+        chmod +x /run/bin/swapoff
+    fi
+}
+
+edit_script() { # sed's expression
+    sed "$1" /run/bin/vramblk-swap >/run/edited
+    ! cmp -s /run/bin/vramblk-swap /run/edited || fail 'nothing was left out of vramblk-swap'
+    rm /run/bin/vramblk-swap
+    mv /run/edited /run/bin/vramblk-swap
+    chmod +x /run/bin/vramblk-swap
 }
 
 swapon_seen() { grep -q '^/dev/nbd' /proc/swaps; }

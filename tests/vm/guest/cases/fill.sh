@@ -2,6 +2,8 @@
 # Promise 6: twice the RAM through swap, no mismatch. On the way promises 1, 2, 3 and 9: see each line.
 start_server
 attach
+# The guest's RAM is as small as this allows.
+[ "$(locked_kib)" -le 106496 ] || fail "the server locks $(locked_kib) KiB, more than 104 MiB"
 remember_server
 start_filler "$twice_ram" "${VM_PASSES:-1}"
 verified 'twice the RAM, every page as written (promise 6)'

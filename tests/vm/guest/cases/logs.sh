@@ -24,7 +24,7 @@ scrapers=
 mkfifo /run/unread
 exec 7<>/run/unread
 server_log=/run/unread
-start_altered_server nothing
+start_altered_server
 attach
 remember_server
 fill_pipe /run/unread

@@ -1,6 +1,6 @@
 # shellcheck shell=sh disable=SC2154,SC2034,SC2086,SC2046,SC3045
 # Promise 12: a device that fails reads costs the process whose page it was, by SIGBUS, and never gives wrong data.
-start_altered_server nothing
+start_altered_server
 attach
 start_filler "$((VM_MIB * 5 / 4))" 1 /run/enough
 pressed

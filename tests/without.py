@@ -1,0 +1,180 @@
+"""The product with a safeguard taken away, so that a promise can be seen to depend on it. For tests only.
+
+In a guest ``altered_server.py`` leaves safeguards out; among the other tests pytest does:
+
+    python -m pytest -p tests.without --without NAME tests/...
+
+whose tests must then fail: ``tests/unit/test_without.py`` sees to that. The names are those of docs/swap.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from vramblk import executor, swapsafety, worker
+from vramblk.executor import ENTRIES, ENTRY, ENTRY_BYTES, Executor
+from vramblk.memory import mapped, patterns
+from vramblk.memory.base import DeviceError
+from vramblk.nbd.constants import Error
+from vramblk.serving import replyqueue
+from vramblk.serving.lanes import SMALLEST
+from vramblk.supervision import crew, draining, logpipe
+
+if TYPE_CHECKING:
+    import pytest
+
+#: See lib.sh of the guests.
+_OF_THE_HOST = ("min_free", "swap_max", "no_timeout", "room", "stays", "checksums")
+_TAKEN_BY_THE_SUPERVISOR = {"io_flusher": "PR_SET_IO_FLUSHER", "oom": "oom_score_adj", "fifo": "SCHED_FIFO"}
+
+
+def leave_out(names: Iterable[str]) -> None:
+    """Take safeguards away from this process and those that it forks.
+
+    Raises:
+        KeyError: nothing here has that name.
+    """
+    names = list(names)
+    inherited = tuple(_TAKEN_BY_THE_SUPERVISOR[name] for name in names if name in _TAKEN_BY_THE_SUPERVISOR)
+    if inherited:
+        _without_inherited(inherited)
+    for name in names:
+        if name not in _TAKEN_BY_THE_SUPERVISOR:
+            _BY_NAME[name]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--without", action="append", default=[], metavar="NAME", help="leave a safeguard out")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    leave_out(config.getoption("--without"))
+
+
+def _without_inherited(names: tuple[str, ...]) -> None:
+    every = swapsafety._safeguards
+    swapsafety._safeguards = lambda settings: [  # type: ignore[assignment]
+        each for each in every(settings) if not each[0].startswith(names)
+    ]
+    swapsafety.verify_threads = lambda pids: []  # type: ignore[assignment]
+
+
+def _without_locked_memory() -> None:
+    swapsafety.lock_memory = lambda settings, **_: 1  # type: ignore[assignment]
+
+
+def _without_waiting_for_clients() -> None:
+    """A server that ends when it is told to, as most do."""
+    draining.Drain.over = property(lambda drain: True)  # type: ignore[assignment, method-assign]
+
+
+def _without_copy_before_done() -> None:
+    execute = Executor._execute
+
+    def early(self: Executor, export: int, batch: Any, taken: Any) -> None:
+        for index, _, tail in taken:
+            self._words[index][executor._DONE] = tail
+        execute(self, export, batch, taken)
+
+    Executor._execute = early  # type: ignore[method-assign]
+
+
+def _without_status_check() -> None:
+    execute = Executor._execute
+
+    def blind(self: Executor, export: int, batch: Any, taken: Any) -> None:
+        memory = self._memories[export]
+
+        class Blind:
+            def execute(self, batch: Any) -> None:
+                try:
+                    memory.execute(batch)
+                except DeviceError:
+                    pass
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(memory, name)
+
+        self._memories = [*self._memories[:export], Blind(), *self._memories[export + 1 :]]  # type: ignore[list-item]
+        try:
+            execute(self, export, batch, taken)
+        finally:
+            self._memories = [*self._memories[:export], memory, *self._memories[export + 1 :]]
+
+    Executor._execute = blind  # type: ignore[method-assign]
+
+
+def _without_repeating_one_by_one() -> None:
+    def fail_all(self: Executor, export: int, taken: Any) -> None:
+        for index, head, tail in taken:
+            window = self._windows[index]
+            for number in range(head, tail):
+                entry = ENTRY.unpack_from(window.entries, number % ENTRIES * ENTRY_BYTES)
+                if entry[1] == export:
+                    window.statuses[entry[2] : entry[2] + entry[3]] = Error.EIO
+                    self._fail_entry(index, number, Error.EIO)
+
+    Executor._isolate = fail_all  # type: ignore[method-assign]
+
+
+def _without_proof() -> None:
+    patterns.prove = mapped.prove = lambda memory, progress=None: None  # type: ignore[assignment]
+
+
+def _without_zeroing() -> None:
+    _without_proof()
+    mapped.MappedMemory._zero = lambda self, offset, length: None  # type: ignore[method-assign]
+
+
+def _with_logs_that_wait() -> None:
+    make = logpipe.LogPipe.__init__
+
+    def blocking(self: logpipe.LogPipe, *, verbose: bool) -> None:
+        make(self, verbose=verbose)
+        os.set_blocking(self.writer, True)
+
+    logpipe.LogPipe.__init__ = blocking  # type: ignore[method-assign]
+
+
+def _with_shared_workers() -> None:
+    """A worker takes any connection, as in scratch mode."""
+    lanes = worker.lanes_per_worker
+
+    def shared(max_connections: int, workers: int, *, swap: bool) -> int:
+        return min(lanes(max_connections, workers, swap=False), crew.SWAP_SLAB_BYTES // SMALLEST)
+
+    worker.lanes_per_worker = crew.lanes_per_worker = shared
+
+
+def _with_replies_that_wait() -> None:
+    """A client that reads nothing holds its worker up, as with a blocking socket."""
+    flush = replyqueue.ReplyQueue.flush
+
+    def patient(self: replyqueue.ReplyQueue) -> None:
+        self._sock.setblocking(True)
+        try:
+            flush(self)
+        finally:
+            self._sock.setblocking(False)
+
+    replyqueue.ReplyQueue.flush = patient  # type: ignore[method-assign]
+
+
+_BY_NAME: dict[str, Callable[[], None]] = {
+    "nothing": lambda: None,
+    **dict.fromkeys(_OF_THE_HOST, lambda: None),
+    "mlock": _without_locked_memory,
+    "drain": _without_waiting_for_clients,
+    "copy_first": _without_copy_before_done,
+    "status_check": _without_status_check,
+    "one_by_one": _without_repeating_one_by_one,
+    "proof": _without_proof,
+    "zeroing": _without_zeroing,
+    "dropped_lines": _with_logs_that_wait,
+    "own_worker": _with_shared_workers,
+    "unread_replies": _with_replies_that_wait,
+}
+
+NAMES = frozenset(_BY_NAME) | frozenset(_TAKEN_BY_THE_SUPERVISOR)
