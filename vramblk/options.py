@@ -296,7 +296,7 @@ FOREIGN_VARIABLES: tuple[ForeignVariable, ...] = (
     ForeignVariable("VRAMBLK_VERSION", "build", "Version written into the image."),
     ForeignVariable("VRAMBLK_REVISION", "build", "Revision written into the image."),
     ForeignVariable(
-        "VRAMBLK_COMPILE", "build", "no: leave the hot modules uncompiled; require: fail where they cannot be."
+        "VRAMBLK_COMPILE", "build", "no: hot modules stay uncompiled; require: fail where they cannot be."
     ),
     ForeignVariable(
         "VRAMBLK_NBD_DEVICE", "host script", "NBD device to attach, otherwise the first free one."

@@ -23,10 +23,10 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
 PACKAGES = HERE / "packages.txt"
 
-#: The kernel, 96 MiB of locked server and 16 of reserve leave 85 to swap; 192 ended in the OOM killer once in two runs.
+#: The kernel, 107 MiB of locked server and 16 of reserve leave 74 to swap; 192 ended in the OOM killer once in two runs.
 RAM_MIB = 224
 SWAP_MIB = 480
-#: Each worker more is 20 MiB that cannot be swapped.
+#: Each worker more is 28 MiB that cannot be swapped.
 RAM_MIB_OF = {"hostile.sh": RAM_MIB + 2 * 28}
 SILENCE_S = 150  # longer than the longest pause in a case, which is a server stopped for 45 s
 
