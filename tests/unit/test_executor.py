@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,10 +92,9 @@ def make_rig() -> Iterator[MakeRig]:
     def make(
         arena_bytes: int | None = None,
         before: Callable[[PlainMemory, Batch], None] = lambda memory, batch: None,
+        lane_bytes: int = 4 * SMALLEST,
     ) -> Rig:
-        shared = make_shared(
-            load_settings(["--allow-cpu", "--size", "4M"], {}), 1, 4 * SMALLEST, 4 * SMALLEST, 2
-        )
+        shared = make_shared(load_settings(["--allow-cpu", "--size", "4M"], {}), 1, lane_bytes, lane_bytes, 2)
         memory = PlainMemory(SIZE, shared.windows, arena_bytes, before)
         shared.written[0].resize(SIZE)
         engine = Executor(shared, [memory])  # type: ignore[list-item]
@@ -271,6 +271,27 @@ def test_a_failed_piece_of_a_large_write_fails_the_write(make_rig: MakeRig) -> N
         rig.work(2)
     rig.work()
     assert rig.answers() == [(0x8001, 5, 3), (-1, 0, 4)]
+
+
+@pytest.mark.parametrize("sizes", [(131072,), (100_000, 100_000, 131_072), (65536, 65552), (512, 100_000, 4096)])
+def test_the_smallest_lane_is_enough(make_rig: MakeRig, sizes: tuple[int, ...]) -> None:
+    """Whatever arrives in whatever pieces, there is room for what is waited for."""
+    rig = make_rig(lane_bytes=SMALLEST)
+    lengths = [sizes[number % len(sizes)] for number in range(60)]
+    stream = b"".join(
+        struct.pack(">IHHQQI", 0x25609513, 0, WRITE, number, number * 4096, length) + bytes(length)
+        for number, length in enumerate(lengths)
+    )
+    answers = []
+    for _ in range(20_000):
+        if stream:
+            with suppress(BlockingIOError):
+                stream = stream[rig.client.send(stream) :]
+        rig.work(1)
+        answers += rig.answers()
+        if len(answers) == len(lengths):
+            break
+    assert answers == [(-1, 0, number) for number in range(len(lengths))]
 
 
 def test_the_written_map_follows_writes_and_zeroing(make_rig: MakeRig) -> None:

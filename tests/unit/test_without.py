@@ -39,6 +39,7 @@ SHOWN = {
 }
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SHOWN)
 def test_without_it_the_promise_is_broken(name: str) -> None:
     """Exactly the tests that speak of it fail, so the rest of the file was run and is sound."""

@@ -14,8 +14,10 @@ import struct
 from typing import NamedTuple
 
 from .constants import EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, Command, CommandFlag
-from .runs import PLAIN_BYTES, Plain
+from .runs import Plain
 
+#: A write is not begun before its whole payload is there if that is no longer than this, bytes.
+WAITED_BYTES = 1 << 16
 #: A payload above this is not read: the connection is closed, bytes.
 LARGEST_DRAINED_PAYLOAD = (1 << 32) - 1
 
@@ -103,7 +105,7 @@ class Parser:
             return self._plain
         request = self._single(position)
         payload = request.payload
-        if left < payload <= PLAIN_BYTES and not self._read_only:
+        if left < payload <= WAITED_BYTES and not self._read_only:
             return None
         return request
 

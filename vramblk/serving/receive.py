@@ -7,11 +7,11 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 
-from ..nbd.runs import PLAIN_BYTES
+from ..nbd.transmission import WAITED_BYTES
 from .lanes import Lane
 
-#: Room kept behind the received bytes, so that any plain request becomes whole without a move.
-LOW_ROOM = PLAIN_BYTES + (4 << 10)
+#: Room kept behind the received bytes, so that any request that is waited for becomes whole without a move.
+LOW_ROOM = WAITED_BYTES + (4 << 10)
 _LARGEST_RECEIVE = 4 << 20
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
