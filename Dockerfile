@@ -38,7 +38,7 @@ RUN case " ${RUNTIMES} " in *" cpu "*) ;; *) echo no >/out/runtime-cpu; exit 0 ;
     printf '!<arch>\n' >"${lib}/libgcc.a"
 
 # --- Python: the locked dependencies, then the package, in layers of their own ----------------------------------
-FROM ${BASE} AS dependencies
+FROM ${BASE} AS python
 SHELL ["/bin/sh", "-euc"]
 # hadolint ignore=DL3008  # Debian keeps one version of a package per release; the image lists what it got
 RUN apt-get update -q; \
@@ -47,6 +47,8 @@ RUN apt-get update -q; \
     python3.13 -m venv /opt/build; \
     /opt/build/bin/pip install --no-cache-dir cython==3.3.1 setuptools==80.9.0 wheel==0.45.1; \
     python3.13 -m venv --without-pip /opt/vramblk
+
+FROM python AS dependencies
 COPY requirements.txt /src/
 ARG RUNTIMES="nvidia amd intel cpu"
 # Checked-by-hash bytecode carries no timestamps, and nothing can be written next to it at run time.
@@ -61,16 +63,31 @@ RUN pip() { /opt/build/bin/pip --python /opt/vramblk/bin/python "$@"; }; \
     mkdir -p /opt/vramblk/share; \
     pip freeze >/opt/vramblk/share/python-packages.txt
 
+# The hot modules, apart from the rest: a change of another file need not wait for the compiler.
+FROM python AS compiled
+WORKDIR /hot
+COPY setup.py ./
+COPY vramblk/engine.py vramblk/executor.py vramblk/worker.py vramblk/
+COPY vramblk/memory vramblk/memory
+COPY vramblk/nbd vramblk/nbd
+COPY vramblk/serving vramblk/serving
+COPY vramblk/shared vramblk/shared
+RUN umask 022; \
+    touch vramblk/__init__.py; \
+    VRAMBLK_COMPILE=require /opt/build/bin/python setup.py -q build_ext --inplace; \
+    find vramblk -type f ! -name '*.so' -delete; \
+    find vramblk -name '*.so' -exec strip --strip-unneeded {} +
+
 FROM dependencies AS package
 COPY pyproject.toml setup.py README.md LICENSE /src/
 COPY vramblk /src/vramblk
 RUN umask 022; \
-    export SOURCE_DATE_EPOCH=315532800 VRAMBLK_COMPILE=require; \
+    export SOURCE_DATE_EPOCH=315532800 VRAMBLK_COMPILE=no; \
     /opt/build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /wheel /src; \
     /opt/build/bin/pip --python /opt/vramblk/bin/python install --no-cache-dir --no-index --no-deps --no-compile \
         --prefix /package /wheel/*.whl; \
-    find /package -name '*.so' -exec strip --strip-unneeded {} +; \
     /opt/vramblk/bin/python -m compileall -q --invalidation-mode unchecked-hash /package/lib
+COPY --from=compiled /hot/vramblk /package/lib/python3.13/site-packages/vramblk
 
 # --- The image --------------------------------------------------------------------------------------------------
 FROM ${BASE}

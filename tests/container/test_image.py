@@ -31,6 +31,7 @@ CONTEXT = (
     ".dockerignore",
     "entrypoint.sh",
     "pyproject.toml",
+    "setup.py",
     "requirements.txt",
     "README.md",
     "LICENSE",
