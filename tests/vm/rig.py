@@ -28,7 +28,7 @@ RAM_MIB = 224
 SWAP_MIB = 480
 #: Each worker more is 28 MiB that cannot be swapped.
 RAM_MIB_OF = {"hostile.sh": RAM_MIB + 2 * 28}
-SILENCE_S = 150  # longer than the longest pause in a case, which is a server stopped for 45 s
+SILENCE_S = 400  # a server stopped for 45 s, or a case that verifies in silence on a machine with other work
 
 _STUCK = b"Possible stuck request"  # the nbd driver says so every 30 s for as long as it waits
 _MARK = re.compile(r"@@ (PASS|FAIL|NOTE|DONE|EXIT) ?(.*)")
@@ -94,7 +94,7 @@ def run(
     *,
     ram_mib: int = RAM_MIB,
     swap_mib: int = SWAP_MIB,
-    limit_s: float = 900,
+    limit_s: float = 1500,
     silence_s: float = SILENCE_S,
     environment: dict[str, str] | None = None,
     log: Path | None = None,
