@@ -232,7 +232,9 @@ class OpenCLMemory:
         for run in runs:
             count += run.count
             length += run.hi - run.lo
-        shapes = device.wide_run_sizes if length > count * _LONG_BYTES else device.run_sizes
+        # A second group would count a block that does not hold its checksum once more.
+        wide = self._checksums is None and length > count * _LONG_BYTES
+        shapes = device.wide_run_sizes if wide else device.run_sizes
         for window, first, count, _, _, _ in runs:
             while count:
                 part = room - filled
