@@ -63,6 +63,11 @@ def serve(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     gc.unfreeze()
 
 
+def used(memory: bytes) -> int:
+    """How many bytes are not zero. Where CI is set pytest would compare two such memories for many minutes."""
+    return len(memory) - memory.count(0)
+
+
 def test_memory_with_a_stuck_bit_never_becomes_ready(serve: Serve) -> None:
     """Promise 14."""
     status, events, _ = serve(lambda memory: Stuck(memory, 70_000))
@@ -75,7 +80,7 @@ def test_memory_is_zero_before_it_is_used(serve: Serve) -> None:
     """Promise 15: nothing of what was there before can be read."""
     status, events, ready = serve()
     assert status == 0 and [event["event"] for event in events] == ["ready", "stopped"]
-    assert ready == [bytes(BYTES)]
+    assert [used(memory) for memory in ready] == [0]
 
 
 def test_memory_is_zero_after_a_clean_exit(path: Path, serve: Serve) -> None:
@@ -95,4 +100,4 @@ def test_memory_is_zero_after_a_clean_exit(path: Path, serve: Serve) -> None:
     status, _, ready = serve(Written)
     assert status == 0
     assert b"client" in ready[0]
-    assert path.read_bytes() == bytes(BYTES)
+    assert used(path.read_bytes()) == 0

@@ -284,7 +284,7 @@ def test_workers_drop_privileges(start: Start) -> None:
 
 
 def test_killed_worker_costs_only_its_connections(start: Start) -> None:
-    """A worker killed with 256 requests in flight: the others' data holds, a new worker serves at once."""
+    """A worker killed in the middle of 256 requests: the others' data holds, a new worker serves at once."""
     server = start("--workers", "2", size="128M")
     region = 32 * MIB
     clients = [server.client(structured=True) for _ in range(4)]
@@ -295,17 +295,19 @@ def test_killed_worker_costs_only_its_connections(start: Start) -> None:
         for index, client in enumerate(clients):
             client.write(index * region, old[index])
         workers = server.named("worker")
+        killed = threading.Event()
         senders = []
         for index, client in enumerate(clients):
             stream = b"".join(
                 client.encode(nbd.WRITE, index * region + at, payload=new[index][at : at + 65536])[1]
                 for at in range(0, 16 * MIB, 65536)
             )
-            senders.append(threading.Thread(target=_send_quietly, args=(client, stream), daemon=True))
+            senders.append(threading.Thread(target=_send_quietly, args=(client, stream, killed), daemon=True))
         for sender in senders:
             sender.start()
         time.sleep(0.02)
         os.kill(workers[0], signal.SIGKILL)
+        killed.set()
         survivors = []
         for index, client in enumerate(clients):
             try:
@@ -340,9 +342,12 @@ def test_killed_worker_costs_only_its_connections(start: Start) -> None:
             client.close()
 
 
-def _send_quietly(client: nbd.RawClient, data: bytes) -> None:
+def _send_quietly(client: nbd.RawClient, data: bytes, killed: threading.Event) -> None:
+    """Send all but the end; that too once the worker is dead, so that none is done with its client before."""
     try:
-        client.send(data)
+        client.send(data[:-1])
+        killed.wait()
+        client.send(data[-1:])
     except (ConnectionError, TimeoutError):
         pass
 
