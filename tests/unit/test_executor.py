@@ -17,7 +17,7 @@ from vramblk.executor import Executor
 from vramblk.memory.base import Batch, DeviceError
 from vramblk.nbd.replies import ReplyFormat
 from vramblk.serving.connection import Connection
-from vramblk.serving.lanes import SMALLEST, Lanes
+from vramblk.serving.lanes import ROOMY, SMALLEST, Lanes
 from vramblk.serving.pending import Submitter
 from vramblk.serving.submission import ExportView
 from vramblk.settings import load_settings
@@ -274,9 +274,10 @@ def test_a_failed_piece_of_a_large_write_fails_the_write(make_rig: MakeRig) -> N
 
 
 @pytest.mark.parametrize("sizes", [(131072,), (100_000, 100_000, 131_072), (65536, 65552), (512, 100_000, 4096)])
-def test_the_smallest_lane_is_enough(make_rig: MakeRig, sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("lane_bytes", [SMALLEST, ROOMY - 4096, ROOMY])
+def test_the_smallest_lane_is_enough(make_rig: MakeRig, lane_bytes: int, sizes: tuple[int, ...]) -> None:
     """Whatever arrives in whatever pieces, there is room for what is waited for."""
-    rig = make_rig(lane_bytes=SMALLEST)
+    rig = make_rig(lane_bytes=lane_bytes)
     lengths = [sizes[number % len(sizes)] for number in range(60)]
     stream = b"".join(
         struct.pack(">IHHQQI", 0x25609513, 0, WRITE, number, number * 4096, length) + bytes(length)
@@ -292,6 +293,25 @@ def test_the_smallest_lane_is_enough(make_rig: MakeRig, sizes: tuple[int, ...]) 
         if len(answers) == len(lengths):
             break
     assert answers == [(-1, 0, number) for number in range(len(lengths))]
+
+
+@pytest.mark.parametrize(("lane_bytes", "entries"), [(ROOMY, 2), (ROOMY - 4096, 3)])
+def test_where_there_is_room_a_write_is_waited_for(make_rig: MakeRig, lane_bytes: int, entries: int) -> None:
+    """Of three long writes the second arrives in two parts: it makes a run with the third, or stands alone."""
+    rig = make_rig(lane_bytes=lane_bytes)
+    stream = b"".join(
+        struct.pack(">IHHQQI", 0x25609513, 0, WRITE, number, number << 17, 1 << 17) + bytes(1 << 17)
+        for number in range(3)
+    )
+    cut = len(stream) // 2
+    for part in (stream[:cut], stream[cut:]):
+        while part:
+            with suppress(BlockingIOError):
+                part = part[rig.client.send(part) :]
+            rig.connection.pump()
+    rig.work(2)
+    assert rig.answers() == [(-1, 0, number) for number in range(3)]
+    assert rig.submitter.ring.tail == entries
 
 
 def test_the_written_map_follows_writes_and_zeroing(make_rig: MakeRig) -> None:

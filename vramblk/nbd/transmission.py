@@ -16,8 +16,6 @@ from typing import NamedTuple
 from .constants import EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, Command, CommandFlag
 from .runs import Plain
 
-#: A write is not begun before its whole payload is there if that is no longer than this, bytes.
-WAITED_BYTES = 1 << 16
 #: A payload above this is not read: the connection is closed, bytes.
 LARGEST_DRAINED_PAYLOAD = (1 << 32) - 1
 
@@ -60,6 +58,7 @@ class Parser:
         arena_bytes: no plain request crosses a multiple of this.
         read_only: writes are never plain.
         run_bytes: the replies of one run take at most this many bytes.
+        waited_bytes: a write is not begun before its whole payload is there if that is no longer than this.
     """
 
     def __init__(
@@ -71,8 +70,10 @@ class Parser:
         arena_bytes: int,
         read_only: bool,
         run_bytes: int,
+        waited_bytes: int,
     ) -> None:
         self._view = buffer
+        self._waited = waited_bytes
         self.extended = extended
         self._read_only = read_only
         self._magic = EXTENDED_REQUEST_MAGIC if extended else REQUEST_MAGIC
@@ -91,7 +92,7 @@ class Parser:
         """The next run or request in buffer[position:have]; a run is valid until the next call.
 
         Returns:
-            None when no whole header (or, for a short write, no whole payload) is there.
+            None when no whole header (or, for a write that is waited for, no whole payload) is there.
             A ``Request`` is returned as soon as its header is there; its payload follows at
             ``position + header_bytes``.
 
@@ -105,7 +106,7 @@ class Parser:
             return self._plain
         request = self._single(position)
         payload = request.payload
-        if left < payload <= WAITED_BYTES and not self._read_only:
+        if left < payload <= self._waited and not self._read_only:
             return None
         return request
 

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..nbd.runs import PLAIN_BYTES
+
 #: Smallest part of a lane, bytes: two plain requests of the largest size and their headers.
 SMALLEST = 320 << 10
 _UNIT = 4096
+#: A receive part with room for many of the largest plain requests, bytes.
+ROOMY = 32 * PLAIN_BYTES
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,15 @@ class Lane:
     rx_bytes: int
     tx: int
     tx_bytes: int
+
+    @property
+    def waited_bytes(self) -> int:
+        """A write up to this long is not begun before its whole payload is there.
+
+        So it can be part of a run. A small lane has no room for the largest: one would begin behind
+        another, with too little space before it to move to, and never become whole.
+        """
+        return PLAIN_BYTES if self.rx_bytes >= ROOMY else PLAIN_BYTES // 2
 
 
 def lane_sizes(slab_bytes: int, lanes: int) -> list[int]:

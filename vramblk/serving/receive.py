@@ -7,11 +7,8 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 
-from ..nbd.transmission import WAITED_BYTES
 from .lanes import Lane
 
-#: Room kept behind the received bytes, so that any request that is waited for becomes whole without a move.
-LOW_ROOM = WAITED_BYTES + (4 << 10)
 _LARGEST_RECEIVE = 4 << 20
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -37,6 +34,8 @@ class ReceiveLane:
         self._sock = sock
         self.space = slab[lane.rx : lane.rx + lane.rx_bytes]
         self.space[: len(leftover)] = leftover
+        #: Kept behind the received bytes: any request that is waited for becomes whole without a move.
+        self._low_room = lane.waited_bytes + (4 << 10)
         self.position = 0
         self.have = len(leftover)
         self.live: deque[int] = deque()
@@ -53,7 +52,7 @@ class ReceiveLane:
     @property
     def closing_in(self) -> bool:
         """So little room is left behind that waiting for more bytes in one piece is no use."""
-        return self._limit() - self.have < LOW_ROOM
+        return self._limit() - self.have < self._low_room
 
     def receive(self, *, may_move: bool) -> tuple[int, bool]:
         """Take what the socket has.
@@ -103,10 +102,10 @@ class ReceiveLane:
 
     def _can_move(self) -> bool:
         """Whether little room is left behind and the unparsed bytes fit before what is in use."""
-        if len(self.space) - self.have >= LOW_ROOM or self._limit() != len(self.space):
+        if len(self.space) - self.have >= self._low_room or self._limit() != len(self.space):
             return False
         free = self.live[0] if self.live else self.position
-        return self.have - self.position + LOW_ROOM <= free
+        return self.have - self.position + self._low_room <= free
 
     def _move(self) -> None:
         leftover = self.have - self.position

@@ -26,7 +26,10 @@ LARGEST_PIECE = 1 << 20
 #: A pending takes at most this many ring entries.
 MOST_ENTRIES = 2
 
-_GATHER, _SCATTER, _COPY_OUT, _COPY_IN = map(int, (Op.GATHER, Op.SCATTER, Op.COPY_OUT, Op.COPY_IN))
+_GATHER, _SCATTER, _COPY_OUT, _COPY_IN, _ZERO = map(
+    int, (Op.GATHER, Op.SCATTER, Op.COPY_OUT, Op.COPY_IN, Op.ZERO)
+)
+_NO_HOLE = int(CommandFlag.NO_HOLE)
 
 Accounts = list[tuple[int, int, int]]
 
@@ -208,8 +211,8 @@ class Submission:
         self._place(pending, reply)
         ring = self._ring
         pending.units.append(Unit(ring.tail, request))
-        hole = 0 if request.flags & CommandFlag.NO_HOLE else ZERO_HOLE
-        ring.push(Op.ZERO, self._export, 0, 1, 0, 0, request.offset, request.length, hole)
+        hole = 0 if request.flags & _NO_HOLE else ZERO_HOLE
+        ring.push(_ZERO, self._export, 0, 1, 0, 0, request.offset, request.length, hole)
         self._submitter.submit(pending)
         return True
 

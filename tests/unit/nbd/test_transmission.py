@@ -34,6 +34,7 @@ def parser(data: bytes, **options: object) -> Parser:
         "arena_bytes": SIZE,
         "read_only": False,
         "run_bytes": 8 << 20,
+        "waited_bytes": 1 << 16,
     }
     return Parser(memoryview(buffer), **(arguments | options))  # type: ignore[arg-type]
 
