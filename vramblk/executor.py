@@ -70,6 +70,9 @@ class Executor:
             tail = words[_TAIL]
             head = heads[index]
             if tail != head:
+                if not 0 < tail - head <= ENTRIES:
+                    self._drop_entries(index, tail)
+                    continue
                 requests += self._decode(index, head, tail, batches)
                 taken.append((index, head, tail))
                 heads[index] = tail
@@ -88,6 +91,11 @@ class Executor:
         cells[1] += requests
         cells[self._counters.batch_index(requests)] += 1
         return True
+
+    def _drop_entries(self, index: int, tail: int) -> None:
+        """A worker says that it has queued what its ring cannot hold: it has gone mad, and is left alone."""
+        self._heads[index] = self._words[index][_DONE] = tail
+        logs.limited(self._log, "ring_corrupt", level="error", window=index)
 
     def retire(self, index: int) -> None:
         """Finish all that a dead worker had queued; its window may then be made clean."""
@@ -150,7 +158,7 @@ class Executor:
             entries = self._windows[index].entries
             for number in range(head, tail):
                 entry = ENTRY.unpack_from(entries, number % ENTRIES * ENTRY_BYTES)
-                if entry[0] == _ZERO and entry[1] == export:
+                if entry[0] == _ZERO and entry[1] == export and self._sane(index, *entry[:8]):
                     self._unmark(export, entry[6], entry[7], entry[8])
 
     def _isolate(self, export: int, taken: Sequence[tuple[int, int, int]]) -> None:
@@ -166,6 +174,13 @@ class Executor:
                     index, op, export, first, count, lo, hi, offset, length
                 ):
                     continue
+                # Marked again, since a zeroing that was repeated before it may have unmarked its blocks.
+                if op == _SCATTER:
+                    mark_run(
+                        self._blocks[export], self._arena_blocks[export], self._columns[index], first, count
+                    )
+                elif op == _COPY_IN:
+                    self._mark_range(export, offset, length)
                 if op in (_GATHER, _SCATTER):
                     status = self._isolate_run(export, window, op, first, count)
                 else:
@@ -191,9 +206,9 @@ class Executor:
         offset: int,
         length: int,
     ) -> bool:
-        """Whether an entry stays within its window and export; a worker gone mad harms only itself.
+        """Whether an entry stays within its window and export.
 
-        The places in a run's columns are checked by the kernels.
+        The places in a run's columns are checked by the kernels, which know the slabs only as a whole.
         """
         if export >= len(self._memories) or not lo <= hi <= self._slab_bytes[index]:
             return False

@@ -12,6 +12,7 @@ import select
 import socket
 import ssl
 import time
+from contextlib import suppress
 
 from . import logs, steadystate, swapsafety
 from .nbd.events import ExportInfo, TlsPolicy
@@ -38,9 +39,9 @@ _MOST_EVENTS = 64
 _SOCKET_BUFFER_BYTES = 8 << 20
 #: With more connections than this, epoll says who has something; with fewer each is simply tried.
 _FEW = 4
-#: A worker that never sleeps asks epoll this often all the same: new connections, negotiations and clients
-#: that read again wait for nothing else.
-_TURNS_WITHOUT_EPOLL = 32
+#: A worker that never sleeps asks epoll after so many turns, or nanoseconds, all the same: new connections,
+#: negotiations and clients that read again wait for nothing else.
+_TURNS_WITHOUT_EPOLL, _NS_WITHOUT_EPOLL = 32, 1_000_000
 
 
 class Worker:
@@ -97,14 +98,15 @@ class Worker:
     def serve(self) -> None:
         """Run until the supervisor says that no connection will come (and none is left)."""
         clock = time.monotonic_ns
-        last = clock()
+        last = looked = clock()
         turns = 0
         self._window.store(Word.READY, 1)
         while True:
             turns += 1
-            if turns >= _TURNS_WITHOUT_EPOLL:
+            if turns >= _TURNS_WITHOUT_EPOLL or clock() - looked > _NS_WITHOUT_EPOLL:
                 turns = 0
                 self._events(0)
+                looked = clock()
             self.submitter.draining = self._control.state >= State.DRAINING and not self._swap
             if self._turn():
                 last = clock() if self._spin_ns else 0
@@ -116,8 +118,7 @@ class Worker:
                 continue
             turns = 0
             self._sleep()
-            if self._spin_ns:
-                last = clock()
+            last = looked = clock()
 
     def _turn(self) -> bool:
         """Collect what the engine has done and try what may have input; True if anything moved."""
@@ -136,6 +137,8 @@ class Worker:
             for connection in connections.values():
                 if connection.pump():
                     progress = True
+                    touched.add(connection)
+                elif connection.ended:
                     touched.add(connection)
         else:
             progress |= self._events(0)
@@ -227,7 +230,6 @@ class Worker:
         negotiation = Negotiation(sock, peer, number, lane, self._infos, self._tls_policy, self._tls_context)
         fd = sock.fileno()
         self._negotiations[fd] = negotiation
-        self._epoll.register(fd, 0)
         self._interest[fd] = 0
         self._negotiate(fd, negotiation)
 
@@ -262,7 +264,8 @@ class Worker:
 
     def _drop_negotiation(self, fd: int, negotiation: Negotiation, reason: str) -> None:
         del self._negotiations[fd]
-        self._epoll.unregister(fd)
+        with suppress(OSError):  # a TLS socket that could not be made has closed it already
+            self._set_interest(fd, 0)
         del self._interest[fd]
         negotiation.sock.close()
         if not negotiation.orderly:
@@ -298,13 +301,19 @@ class Worker:
         self._set_interest(fd, wanted)
 
     def _set_interest(self, fd: int, wanted: int) -> None:
-        if self._interest[fd] != wanted:
+        before = self._interest[fd]
+        if before != wanted:
             self._interest[fd] = wanted
-            self._epoll.modify(fd, wanted)
+            if not wanted:  # else it would report a hang-up all the time, and the worker not sleep
+                self._epoll.unregister(fd)
+            elif not before:
+                self._epoll.register(fd, wanted)
+            else:
+                self._epoll.modify(fd, wanted)
 
     def _close(self, fd: int, connection: Connection) -> None:
         del self._connections[fd]
-        self._epoll.unregister(fd)
+        self._set_interest(fd, 0)
         del self._interest[fd]
         connection.sock.close()
         connection.note_closed()

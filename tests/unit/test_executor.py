@@ -2,128 +2,19 @@
 
 from __future__ import annotations
 
-import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
-import structlog
 
 from tests.unit.plain_memory import PlainMemory
-from vramblk.executor import Executor
+from tests.unit.rig import FLUSH, READ, SIZE, TRIM, WRITE, ZEROES, Rig
 from vramblk.memory.base import Batch, DeviceError
-from vramblk.nbd.replies import ReplyFormat
-from vramblk.serving.connection import Connection
-from vramblk.serving.lanes import ROOMY, SMALLEST, Lanes
-from vramblk.serving.pending import Submitter
-from vramblk.serving.submission import ExportView
-from vramblk.settings import load_settings
-from vramblk.shared.context import make_shared
-from vramblk.shared.ring import SubmissionRing
+from vramblk.serving.lanes import ROOMY, SMALLEST
 from vramblk.shared.window import Word
 
-SIZE = 4 << 20
-READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS = range(8)
-
-
-@dataclass
-class Rig:
-    """A client's socket, the connection that serves it, and the engine behind."""
-
-    client: socket.socket
-    connection: Connection
-    submitter: Submitter
-    engine: Executor
-    memory: PlainMemory
-    written: Any
-
-    def send(
-        self, command: int, offset: int, length: int, payload: bytes = b"", *, flags: int = 0, cookie: int = 1
-    ) -> None:
-        self.client.sendall(
-            struct.pack(">IHHQQI", 0x25609513, flags, command, cookie, offset, length) + payload
-        )
-
-    def work(self, rounds: int = 50) -> None:
-        """Let connection and engine run until nothing moves."""
-        for _ in range(rounds):
-            moved = self.connection.pump()
-            moved |= self.engine.turn()
-            moved |= bool(self.submitter.collect())
-            self.connection.replies.flush()
-            if not moved:
-                return
-
-    def replies(self) -> bytes:
-        data = b""
-        while True:
-            try:
-                data += self.client.recv(1 << 20)
-            except BlockingIOError:
-                return data
-
-    def answers(self) -> list[tuple[int, int, int]]:
-        """(chunk type or -1 for a simple reply, error, cookie) of structured replies without long data."""
-        data, found = self.replies(), []
-        while data:
-            if data[:4] == struct.pack(">I", 0x67446698):
-                _, error, cookie = struct.unpack_from(">IIQ", data)
-                found.append((-1, error, cookie))
-                data = data[16:]
-                continue
-            magic, _, kind, cookie, length = struct.unpack_from(">IHHQI", data)
-            assert magic == 0x668E33EF
-            error = struct.unpack_from(">I", data, 20)[0] if kind >= 1 << 15 else 0
-            found.append((kind, error, cookie))
-            data = data[20 + length :]
-        return found
-
-
 MakeRig = Callable[..., Rig]
-
-
-@pytest.fixture
-def make_rig() -> Iterator[MakeRig]:
-    opened: list[socket.socket] = []
-
-    def make(
-        arena_bytes: int | None = None,
-        before: Callable[[PlainMemory, Batch], None] = lambda memory, batch: None,
-        lane_bytes: int = 4 * SMALLEST,
-    ) -> Rig:
-        shared = make_shared(load_settings(["--allow-cpu", "--size", "4M"], {}), 1, lane_bytes, lane_bytes, 2)
-        memory = PlainMemory(SIZE, shared.windows, arena_bytes, before)
-        shared.written[0].resize(SIZE)
-        engine = Executor(shared, [memory])  # type: ignore[list-item]
-        client, server = socket.socketpair()
-        opened.extend((client, server))
-        client.setblocking(False)
-        server.setblocking(False)
-        window = shared.windows[0]
-        lane = Lanes(window.layout.rx_bytes, window.layout.tx_bytes, 1).take()
-        assert lane is not None
-        submitter = Submitter(SubmissionRing(window, shared.engine_bell, shared.control), window.counters)
-        export = ExportView(0, "vram", SIZE, memory.arena_bytes, False, shared.written[0])
-        connection = Connection(
-            server,
-            "test",
-            lane,
-            window,
-            submitter,
-            export,
-            ReplyFormat(True, False),
-            1,
-            b"",
-            structlog.get_logger(),
-        )
-        return Rig(client, connection, submitter, engine, memory, shared.written[0])
-
-    yield make
-    for sock in opened:
-        sock.close()
 
 
 @pytest.mark.parametrize("arena_bytes", [None, 1 << 20])
@@ -273,7 +164,9 @@ def test_a_failed_piece_of_a_large_write_fails_the_write(make_rig: MakeRig) -> N
     assert rig.answers() == [(0x8001, 5, 3), (-1, 0, 4)]
 
 
-@pytest.mark.parametrize("sizes", [(131072,), (100_000, 100_000, 131_072), (65536, 65552), (512, 100_000, 4096)])
+@pytest.mark.parametrize(
+    "sizes", [(131072,), (100_000, 100_000, 131_072), (65536, 65552), (512, 100_000, 4096)]
+)
 @pytest.mark.parametrize("lane_bytes", [SMALLEST, ROOMY - 4096, ROOMY])
 def test_the_smallest_lane_is_enough(make_rig: MakeRig, lane_bytes: int, sizes: tuple[int, ...]) -> None:
     """Whatever arrives in whatever pieces, there is room for what is waited for."""

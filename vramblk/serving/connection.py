@@ -32,6 +32,10 @@ from .tally import Tally
 _ENOUGH_IN_FLIGHT = 2
 _FEW_REQUESTS, _FEW_BYTES = 8, 1 << 16
 _MOST_EXTENTS = 1024
+#: Runs, requests or pieces of one connection before others have their turn.
+_MOST_STEPS = 64
+#: A block status tells of no more than this, bytes; the map of a larger range takes milliseconds to read.
+_MOST_STATUS_BYTES = 1 << 30
 _STATE_HOLE_ZERO = 3
 _OP_OF_COMMAND = {int(Command[name.upper()]): number for number, name in enumerate(OPS)}
 #: Plain integers: enumerations cost microseconds where every large request passes.
@@ -47,7 +51,7 @@ class Connection:
     Attributes:
         ended: no request will follow: the client said DISC, closed, or broke the protocol.
         again: the socket may hold more although it does not say so.
-        blocked: a request waits for room; pump again after something has completed or was sent.
+        blocked: a request waits for room, or for the others' turn; pump again after something has moved.
     """
 
     def __init__(
@@ -103,6 +107,8 @@ class Connection:
         replies = self.replies
         if replies.in_flight or not (self.ended or replies.broken):
             return False
+        if self.blocked and not replies.broken:
+            return False  # requests came before the end that had no room yet
         return bool(replies.broken) or (
             not replies.waiting and self._held is None and self._large_read is None
         )
@@ -131,10 +137,14 @@ class Connection:
         self.blocked = False
         progress = False
         received = self.received
-        while not self.replies.broken and self._step():
+        for _ in range(_MOST_STEPS):
+            if self.replies.broken or not self._step():
+                break
             progress = True
             if received.position == received.have and self._large_read is None:
                 break  # nothing is left, and the engine need not wait until that is found out
+        else:
+            self.blocked = True  # others' turn
         self._submitter.publish()
         return progress
 
@@ -177,6 +187,8 @@ class Connection:
             self.fail("connection_lost", str(error))
             return True
         if count < 0:
+            # Of bytes that are decrypted already and had no room epoll does not tell.
+            self.again = isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
             return False
         if not count:
             self.ended = True
@@ -375,7 +387,8 @@ class Connection:
     def _block_status(self, request: Request) -> bytes:
         most = 1 if request.flags & _REQ_ONE else _MOST_EXTENTS
         extents = []
-        for length, written in self._export.written.extents(request.offset, request.length):
+        asked = min(request.length, _MOST_STATUS_BYTES)
+        for length, written in self._export.written.extents(request.offset, asked):
             extents.append((length, 0 if written else _STATE_HOLE_ZERO))
             if len(extents) == most:
                 break

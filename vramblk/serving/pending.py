@@ -156,6 +156,7 @@ class Submitter:
             statuses = None
             if ring.failed():
                 statuses = [ring.take_status(unit.number) for unit in pending.units]
+            ring.taken = pending.end  # its statuses were looked at: the slots may be used again
             connection = pending.connection
             connection.complete(pending, statuses)
             touched.add(connection)

@@ -21,6 +21,7 @@ cdef class SubmissionRing:
     cdef int _bell
     cdef unsigned long long _failures_taken
     cdef readonly unsigned long long tail
+    cdef public unsigned long long taken
     cdef readonly ContiguousFifo columns
 
     cpdef Py_ssize_t room(self)

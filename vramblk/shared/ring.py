@@ -78,13 +78,13 @@ class SubmissionRing:
         self._status = window.entry_status
         self._control = control.words
         self._bell = engine_bell
-        self.tail = window.load(Word.TAIL)
+        self.tail = self.taken = window.load(Word.TAIL)
         self._failures_taken = window.load(Word.FAILURES)
         self.columns = ContiguousFifo(COLUMNS)
 
     def room(self) -> int:
         """Entries that can be pushed now."""
-        return _ENTRIES - (self.tail - self._words[_DONE])
+        return _ENTRIES - (self.tail - self.taken)
 
     def push(
         self,

@@ -189,6 +189,7 @@ class Window:
         self.words[:] = memoryview(bytes(PAGE)).cast("Q")
         self.store(Word.GENERATION, generation)
         self._slots[:] = bytes(len(self._slots))
+        self.entry_status[:] = memoryview(bytes(ENTRIES * 4)).cast("I")
         self.slab[:] = 0
 
     def set_connection(

@@ -48,11 +48,14 @@ class WrittenMap:
         end = offset + length
         last = -(-end // BLOCK_BYTES)
         block = offset // BLOCK_BYTES
-        start, current = offset, bool(self.blocks[block])
+        start = offset
+        current: bool | None = None
         while block < last:
             stop = min(block + _STEP, last)
             part = self.blocks[block:stop] != 0
-            if bool(part[0]) != current:
+            if current is None:  # from the same look as what follows, since the engine marks meanwhile
+                current = bool(part[0])
+            elif bool(part[0]) != current:
                 yield block * BLOCK_BYTES - start, current
                 start, current = block * BLOCK_BYTES, not current
             for change in np.flatnonzero(part[1:] != part[:-1]).tolist():
@@ -60,4 +63,4 @@ class WrittenMap:
                 yield border - start, current
                 start, current = border, not current
             block = stop
-        yield end - start, current
+        yield end - start, bool(current)

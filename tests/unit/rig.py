@@ -1,0 +1,124 @@
+"""A client's socket, the connection that serves it, and the engine behind it on a plain memory, in one process."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from tests.unit.plain_memory import PlainMemory
+from vramblk.executor import Executor
+from vramblk.memory.base import Batch
+from vramblk.nbd.replies import ReplyFormat
+from vramblk.serving.connection import Connection
+from vramblk.serving.lanes import SMALLEST, Lanes
+from vramblk.serving.pending import Submitter
+from vramblk.serving.submission import ExportView
+from vramblk.settings import load_settings
+from vramblk.shared.context import make_shared
+from vramblk.shared.ring import SubmissionRing
+
+SIZE = 4 << 20
+READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS = range(8)
+
+
+@dataclass
+class Rig:
+    """A client's socket, the connection that serves it, and the engine behind."""
+
+    client: socket.socket
+    connection: Connection
+    submitter: Submitter
+    engine: Executor
+    memory: PlainMemory
+    written: Any
+    export: ExportView
+
+    def send(
+        self, command: int, offset: int, length: int, payload: bytes = b"", *, flags: int = 0, cookie: int = 1
+    ) -> None:
+        self.client.sendall(
+            struct.pack(">IHHQQI", 0x25609513, flags, command, cookie, offset, length) + payload
+        )
+
+    def work(self, rounds: int = 50) -> None:
+        """Let connection and engine run until nothing moves."""
+        for _ in range(rounds):
+            moved = self.connection.pump()
+            moved |= self.engine.turn()
+            moved |= bool(self.submitter.collect())
+            self.connection.replies.flush()
+            if not moved:
+                return
+
+    def replies(self) -> bytes:
+        data = b""
+        while True:
+            try:
+                data += self.client.recv(1 << 20)
+            except BlockingIOError:
+                return data
+
+    def answers(self) -> list[tuple[int, int, int]]:
+        """(chunk type or -1 for a simple reply, error, cookie) of structured replies without long data."""
+        data, found = self.replies(), []
+        while data:
+            if data[:4] == struct.pack(">I", 0x67446698):
+                _, error, cookie = struct.unpack_from(">IIQ", data)
+                found.append((-1, error, cookie))
+                data = data[16:]
+                continue
+            magic, _, kind, cookie, length = struct.unpack_from(">IHHQI", data)
+            assert magic == 0x668E33EF
+            error = struct.unpack_from(">I", data, 20)[0] if kind >= 1 << 15 else 0
+            found.append((kind, error, cookie))
+            data = data[20 + length :]
+        return found
+
+    def second(self, server: socket.socket) -> Connection:
+        """Another connection of the same worker, in the same lane: one of the two must not receive payloads."""
+        return connect(server, self.connection.lane, self.engine._windows[0], self.submitter, self.export)
+
+
+def connect(
+    server: socket.socket, lane: Any, window: Any, submitter: Submitter, export: ExportView
+) -> Connection:
+    return Connection(
+        server,
+        "test",
+        lane,
+        window,
+        submitter,
+        export,
+        ReplyFormat(True, False),
+        1,
+        b"",
+        structlog.get_logger(),
+    )
+
+
+def make(
+    client: socket.socket,
+    server: socket.socket,
+    arena_bytes: int | None = None,
+    before: Callable[[PlainMemory, Batch], None] = lambda memory, batch: None,
+    lane_bytes: int = 4 * SMALLEST,
+) -> Rig:
+    """A rig on a pair of sockets; ``before`` as for PlainMemory."""
+    shared = make_shared(load_settings(["--allow-cpu", "--size", "4M"], {}), 1, lane_bytes, lane_bytes, 2)
+    memory = PlainMemory(SIZE, shared.windows, arena_bytes, before)
+    shared.written[0].resize(SIZE)
+    engine = Executor(shared, [memory])  # type: ignore[list-item]
+    for each in (client, server):
+        each.setblocking(False)
+    window = shared.windows[0]
+    lane = Lanes(window.layout.rx_bytes, window.layout.tx_bytes, 1).take()
+    assert lane is not None
+    submitter = Submitter(SubmissionRing(window, shared.engine_bell, shared.control), window.counters)
+    export = ExportView(0, "vram", SIZE, memory.arena_bytes, False, shared.written[0])
+    connection = connect(server, lane, window, submitter, export)
+    return Rig(client, connection, submitter, engine, memory, shared.written[0], export)

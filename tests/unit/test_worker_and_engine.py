@@ -1,0 +1,191 @@
+"""What worker and engine share, where it is easily got wrong: slots used again, marks, and whose turn it is."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from tests.unit.plain_memory import PlainMemory
+from tests.unit.rig import FLUSH, READ, STATUS, WRITE, ZEROES, Rig, connect
+from vramblk.memory.base import Batch, DeviceError
+from vramblk.serving import connection
+from vramblk.serving.pending import Submitter
+from vramblk.shared.ring import SubmissionRing
+from vramblk.shared.window import ENTRIES, Word
+from vramblk.shared.written import WrittenMap
+
+MakeRig = Callable[..., Rig]
+BAD_OFFSET = 7
+
+
+def byte_read(cookie: int, offset: int = 1) -> bytes:
+    """A read that is never part of a run, so that it takes a ring entry."""
+    return struct.pack(">IHHQQI", 0x25609513, 0, READ, cookie, offset, 1)
+
+
+def fail_bad_reads(memory: PlainMemory, batch: Batch) -> None:
+    if any(copy.offset == BAD_OFFSET for copy in batch.copies_out):
+        raise DeviceError(5, "cannot be read")
+
+
+def errors(rig: Rig, rounds: int = 100) -> list[int]:
+    """Cookies of the requests that were answered with an error, once all was answered."""
+    answers = []
+    for _ in range(rounds):
+        rig.work(1)
+        answers += rig.answers()
+    return [cookie for _, error, cookie in answers if error]
+
+
+def test_an_entrys_status_is_its_own_until_it_was_collected(make_rig: MakeRig) -> None:
+    """The ring is filled again before the worker has looked at what the engine has done: no slot is used twice."""
+    rig = make_rig(before=fail_bad_reads)
+    stream = b"".join(byte_read(number) for number in range(ENTRIES))
+    stream += b"".join(byte_read(ENTRIES + number, BAD_OFFSET if number == 500 else 1) for number in range(ENTRIES))
+    while stream:
+        with suppress(BlockingIOError):
+            stream = stream[rig.client.send(stream) :]
+        rig.connection.pump()
+    for _ in range(ENTRIES):
+        if not rig.connection.pump() and not rig.connection.blocked:
+            break
+    rig.engine.turn()
+    while rig.connection.pump():
+        pass
+    rig.engine.turn()
+    assert errors(rig) == [ENTRIES + 500]
+
+
+def test_a_new_worker_finds_no_status_of_the_dead_one(make_rig: MakeRig) -> None:
+    """A status that was left behind would be taken for the new worker's, and hide one of its failures."""
+    rig = make_rig(before=fail_bad_reads)
+    rig.client.sendall(b"".join(byte_read(number) for number in range(40)) + byte_read(40, BAD_OFFSET))
+    rig.connection.pump()
+    rig.engine.retire(0)
+    window = rig.engine._windows[0]
+    window.reset()
+
+    client, server = socket.socketpair()
+    for each in (client, server):
+        each.setblocking(False)
+    submitter = Submitter(SubmissionRing(window, 0, rig.engine._control), window.counters)
+    successor = connect(server, rig.connection.lane, window, submitter, rig.export)
+    new = Rig(client, successor, submitter, rig.engine, rig.memory, rig.written, rig.export)
+    client.sendall(b"".join(byte_read(number) for number in range(39)))
+    assert errors(new) == []
+    client.sendall(byte_read(100) + byte_read(101) + byte_read(102, BAD_OFFSET))
+    assert errors(new) == [102]
+    client.close()
+    server.close()
+
+
+@pytest.mark.parametrize("length", [4096, 512])
+def test_what_is_written_after_zeroing_stays_marked_when_a_batch_is_repeated(make_rig: MakeRig, length: int) -> None:
+    """Both in one batch that fails: repeated one by one, the zeroing must not leave the write unmarked."""
+    failures = [DeviceError(12, "once")]
+
+    def fail_once(memory: PlainMemory, batch: Batch) -> None:
+        if failures and batch.zeroes and (batch.writes or batch.copies_in):
+            raise failures.pop()
+
+    rig = make_rig(before=fail_once)
+    rig.send(ZEROES, 0x5000, 4096, cookie=2)
+    for place in range(2):
+        rig.send(WRITE, 0x5000 + place * length, length, bytes([7]) * length, cookie=3)
+    rig.work()
+    assert [error for _, error, _ in rig.answers()] == [0, 0, 0]
+    assert not failures
+    assert rig.memory.bytes[0x5000] == 7 and rig.written.blocks[5]
+
+
+def test_extents_hold_while_the_engine_marks() -> None:
+    """A block that is marked between two looks makes no extent of nothing, nor one of less."""
+
+    class Marked:
+        """Marks the first block after each look."""
+
+        def __init__(self, blocks: Any) -> None:
+            self._blocks = blocks
+
+        def __getitem__(self, key: Any) -> Any:
+            found = self._blocks[key].copy()
+            self._blocks[0] = 1
+            return found
+
+    written = WrittenMap()
+    written.resize(1 << 20)
+    written.blocks = Marked(written.blocks)  # type: ignore[assignment]
+    for offset in (0, 512):
+        written.blocks._blocks[:] = 0  # type: ignore[attr-defined]
+        assert list(written.extents(offset, 8192)) == [(8192, False)]
+
+
+@pytest.mark.parametrize("tail", [ENTRIES + 1, 1 << 60, (1 << 64) - 1])
+def test_a_count_that_cannot_be_holds_nobody_up(make_rig: MakeRig, tail: int) -> None:
+    """A worker that says it has queued more than its ring holds is left alone; the engine's turn ends."""
+    rig = make_rig()
+    window = rig.engine._windows[0]
+    window.store(Word.TAIL, tail)
+    assert not rig.engine.turn()
+    assert not rig.engine.waiting()
+    rig.engine.retire(0)
+    assert window.load(Word.TAIL) == 0
+
+
+@pytest.mark.parametrize("command", [FLUSH, STATUS])
+def test_a_flood_leaves_others_their_turn(make_rig: MakeRig, command: int) -> None:
+    """Requests that the worker answers itself: it stops after some, and goes on where it stopped."""
+    rig = make_rig()
+    for cookie in range(200):
+        rig.send(command, 0, 4096 if command == STATUS else 0, cookie=cookie)
+    rig.connection.pump()
+    assert 0 < rig.connection.replies.in_flight <= 64
+    assert rig.connection.blocked
+    answers: list[tuple[int, int, int]] = []
+    while len(answers) < 200:
+        rig.work(1)
+        answers += rig.answers()
+    assert [cookie for _, _, cookie in answers] == list(range(200))
+
+
+def test_what_came_before_the_end_is_answered(make_rig: MakeRig) -> None:
+    """A client that has shut its side, behind one that has filled the ring: its requests are not dropped."""
+    rig = make_rig()
+    client, server = socket.socketpair()
+    for each in (client, server):
+        each.setblocking(False)
+    other = rig.second(server)
+    client.sendall(b"".join(byte_read(number) for number in range(ENTRIES)))
+    while other.pump():
+        pass
+    rig.client.sendall(byte_read(5000))
+    rig.client.shutdown(socket.SHUT_WR)
+    while rig.connection.pump():
+        pass
+    assert rig.connection.ended and rig.connection.blocked
+    assert not rig.connection.finished
+    for _ in range(50):
+        rig.engine.turn()
+        for each in rig.submitter.collect():
+            each.resume()
+        rig.connection.pump()
+        rig.connection.replies.flush()
+    assert [cookie for _, _, cookie in rig.answers()] == [5000]
+    assert rig.connection.finished
+    client.close()
+    server.close()
+
+
+def test_a_status_of_a_large_range_is_cut_short(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much is asked about, so much of the map is read for one answer; the client asks on from there."""
+    monkeypatch.setattr(connection, "_MOST_STATUS_BYTES", 8192)
+    rig = make_rig()
+    rig.send(STATUS, 4096, 1 << 20)
+    rig.work()
+    _, _, kind, _, length = struct.unpack_from(">IHHQI", data := rig.replies())
+    assert (kind, data[20 : 20 + length]) == (5, struct.pack(">III", 1, 8192, 3))
