@@ -97,6 +97,8 @@ def test_what_is_written_after_zeroing_stays_marked_when_a_batch_is_repeated(mak
     rig.send(ZEROES, 0x5000, 4096, cookie=2)
     for place in range(2):
         rig.send(WRITE, 0x5000 + place * length, length, bytes([7]) * length, cookie=3)
+    while rig.connection.pump():
+        pass
     rig.work()
     assert [error for _, error, _ in rig.answers()] == [0, 0, 0]
     assert not failures

@@ -1,12 +1,13 @@
-"""A server that spins, on any machine: it must neither overlook anyone nor use the processor for nothing."""
+"""Who spins and who sleeps, on any machine: nobody is overlooked, and no processor is used for nothing."""
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,30 @@ def cpu_ticks(server: Server) -> int:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         total += int(fields[11]) + int(fields[12])
     return total
+
+
+def test_a_client_that_is_gone_costs_nothing(start: Callable[..., Server]) -> None:
+    """It leaves four requests behind while the engine stands still: the worker sleeps until that goes on.
+
+    With one processor and real-time priorities a worker that does not sleep would never let the engine go on.
+    """
+    server = start("--workers", "1")
+    [engine] = server.named("engine")
+    with server.client() as other:
+        client = server.client()
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            for number in range(4):
+                client.submit(nbd.WRITE, number * BLOCK, payload=bytes(BLOCK))
+            time.sleep(0.3)
+            client.close()
+            time.sleep(0.3)
+            before = cpu_ticks(server)
+            time.sleep(3)
+            assert cpu_ticks(server) - before <= os.sysconf("SC_CLK_TCK") // 10
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        assert other.read(0, BLOCK) == bytes(BLOCK)
 
 
 def test_an_idle_client_costs_nothing(server: Server) -> None:

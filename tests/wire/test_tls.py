@@ -6,14 +6,23 @@ Needs: gnutls-bin; libnbd-bin for the test with its client.
 from __future__ import annotations
 
 import os
+import random
+import select
 import socket
 import ssl
+import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from tests.unit import rig as unit
+from vramblk.serving.lanes import SMALLEST
 
 from . import rawclient as nbd
 from .certificates import Certificates
@@ -298,3 +307,72 @@ def test_stalled_tls_handshake_does_not_stop_others(shared: Server) -> None:
     finally:
         for connection in stalled:
             connection.close()
+
+
+def test_a_client_that_resets_at_starttls_costs_no_worker(start: Start, certificates: Certificates) -> None:
+    """The reset falls between the acknowledgement and the handshake, some time in a thousand tries."""
+    server = start(*tls_options(certificates, "on"), "--workers", "1", tcp=True)
+    worker = server.named("worker")
+    for number in range(1500):
+        client = socket.create_connection(("127.0.0.1", server.port), 10)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):
+            client.recv(18)
+            client.sendall(struct.pack(">I", 3) + nbd.option_bytes(nbd.STARTTLS))
+            until = time.perf_counter() + random.random() * 0.0006
+            while time.perf_counter() < until:
+                pass
+        client.close()
+        if number % 50 == 0:
+            time.sleep(0.02)
+    with server.client() as other:
+        assert len(other.read(0, 4096)) == 4096
+    assert server.named("worker") == worker
+
+
+def test_no_decrypted_request_is_forgotten(certificates: Certificates) -> None:
+    """A record ends beyond the lane's end: its rest goes on when there is room, though nothing more arrives."""
+    ours, theirs = socket.socketpair()
+    for each in (ours, theirs):
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates.server / "server-cert.pem", certificates.server / "server-key.pem")
+    wrapped: list[ssl.SSLSocket] = []
+    thread = threading.Thread(
+        target=lambda: wrapped.append(certificates.context().wrap_socket(ours, server_hostname="localhost"))
+    )
+    thread.start()
+    served = context.wrap_socket(theirs, server_side=True)
+    thread.join()
+    [client] = wrapped
+    rig = unit.make(client, served, lane_bytes=SMALLEST)
+    connection = rig.connection
+
+    def turn() -> bool:
+        """As a worker that does not spin: input only where epoll would tell of it."""
+        touched = rig.submitter.collect()
+        for each in touched:
+            each.resume()
+            each.replies.flush()
+        heard = connection.wants_input and select.select([served], [], [], 0)[0]
+        return bool(touched) | ((connection.again or connection.blocked or bool(heard)) and connection.pump())
+
+    client.setblocking(True)
+    count = 0
+    for count in range(1, connection.lane.rx_bytes // 4124 + 2):
+        header = struct.pack(">IHHQQI", nbd.REQUEST_MAGIC, 0, nbd.WRITE, count, 0, 4096)
+        client.sendall(header + bytes(4096))
+    client.setblocking(False)
+    while turn():
+        pass  # the engine stands still until the lane is full
+    for _ in range(1000):
+        if not rig.engine.turn() | turn():
+            break
+    answers = 0
+    with suppress(ssl.SSLWantReadError):
+        while True:
+            answers += len(client.recv(1 << 16)) // 16
+    assert answers == count
+    client.close()
+    served.close()

@@ -32,8 +32,8 @@ from .tally import Tally
 _ENOUGH_IN_FLIGHT = 2
 _FEW_REQUESTS, _FEW_BYTES = 8, 1 << 16
 _MOST_EXTENTS = 1024
-#: Runs, requests or pieces of one connection before others have their turn.
-_MOST_STEPS = 64
+#: Runs, requests or pieces of one connection, or nanoseconds, before others have their turn.
+_MOST_STEPS, _MOST_STEPS_NS = 64, 200_000
 #: A block status tells of no more than this, bytes; the map of a larger range takes milliseconds to read.
 _MOST_STATUS_BYTES = 1 << 30
 _STATE_HOLE_ZERO = 3
@@ -137,14 +137,15 @@ class Connection:
         self.blocked = False
         progress = False
         received = self.received
-        for _ in range(_MOST_STEPS):
-            if self.replies.broken or not self._step():
-                break
+        steps, until = 0, time.monotonic_ns() + _MOST_STEPS_NS
+        while not self.replies.broken and self._step():
             progress = True
             if received.position == received.have and self._large_read is None:
                 break  # nothing is left, and the engine need not wait until that is found out
-        else:
-            self.blocked = True  # others' turn
+            steps += 1
+            if steps == _MOST_STEPS or time.monotonic_ns() > until:
+                self.blocked = True
+                break
         self._submitter.publish()
         return progress
 
