@@ -80,27 +80,34 @@ start_unit() {
 victim_mib=16
 hog_mib=24
 
-# Processes that hold more memory than there is: `victim`, which goes out first, and `hogs`. They write their pages and
+# Processes that hold more memory than there is: `victim`, which is in swap, and `hogs`. They write their pages and
 # then stand still, since in this slow machine a process that goes on would leave no time for anything else. Many hogs,
-# since one would thrash when it verifies: each that has verified and ended makes room for the next.
+# since one would thrash when it verifies: each that has verified and ended makes room for the next. The last comes first,
+# since the first ones are in swap, and to read them takes room.
 # Enough is what `down` calls so: it finds no room for what is in swap. One hog more, since what other processes hold
 # changes meanwhile.
 press() {
     hogs=''
-    hold victim "$victim_mib"
+    hold_in_swap
     until is_short; do hold_another; done
     hold_another
     is_short || fail 'less memory is held than before'
-    swap_holds "$victim_mib" || fail 'hardly anything is in swap'
     note "$(vramblk-swap down --dry-run 2>&1 | grep 'there is room'), $(swap_of "$victim") KiB of them the victim's," \
         "$(meminfo SwapCached) KiB in memory too; hogs:$hogs"
+}
+
+# The victim, by itself: the kernel need not choose it although it stands still.
+hold_in_swap() {
+    hold victim "$victim_mib"
+    echo "${victim_mib}M" >"/sys/fs/cgroup$(sed 's/^0:://' "/proc/$victim/cgroup")/memory.reclaim"
+    [ "$(swap_of "$victim")" -gt "$((victim_mib * 1024 / 2))" ] || fail 'the victim is not in swap'
 }
 
 hold_another() {
     set -- $hogs
     [ "$#" -lt 15 ] || fail "$# hogs are not enough: $(vramblk-swap down --dry-run 2>&1)"
     hold "hog$#" "$hog_mib"
-    hogs="$hogs hog$#"
+    hogs="hog$# $hogs"
 }
 
 is_short() { vramblk-swap down --dry-run 2>&1 | grep -q 'end something large first'; }
