@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import without
+from tests.qemu import test_container_swap
 from tests.vm import rig, test_swap
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +26,7 @@ def test_each_row_has_a_test(number: str, tests: str) -> None:
     """Cases that are run, files and functions that are there."""
     cases = re.findall(r"\bvm/(\w+\.sh)", tests)
     assert set(cases) <= RUN_IN_GUESTS
+    assert set(re.findall(r"\bqemu/(\w+)", tests)) <= set(test_container_swap.CASES)
     files = re.findall(r"\btests/[\w/.]+", tests)
     assert all((ROOT / file).exists() for file in files)
     hosts = re.findall(r"`(test_\w+)`", tests)

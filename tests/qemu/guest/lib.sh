@@ -33,16 +33,25 @@ unit_is() { [ "$(systemctl show -P ActiveState "$1")" = "$2" ]; }
 
 # ---------------------------------------------------------------- a known state
 
-# Swap off and dockerd with live-restore on or off. A container that runs is left alone: a start takes a minute here.
+# dockerd with live-restore on or off. A container that runs is left alone: a start takes a minute here.
 begin() { # live-restore: true or false
-    systemctl stop vramblk-swap.service
-    vramblk-swap down || fail 'swap of the case before cannot be taken off'
+    is_off || fail 'swap of the case before cannot be taken off'
     systemctl reset-failed
     if ! live_restore_is "$1"; then
         sed -i "s/\"live-restore\": [a-z]*/\"live-restore\": $1/" /etc/docker/daemon.json
         systemctl reload docker
         until_true 60 live_restore_is "$1" || fail "dockerd does not take live-restore $1"
     fi
+}
+
+# The end of each case, also of one that failed half-way: what held memory is gone, swap is off, and what waited for
+# that has ended.
+settle() {
+    swapoff_works
+    [ ! -e /sys/fs/cgroup/pressure.slice ] || echo 1 >/sys/fs/cgroup/pressure.slice/cgroup.kill
+    systemctl stop vramblk-swap.service
+    vramblk-swap down
+    wait
 }
 
 live_restore_is() { [ "$(docker info -f '{{.LiveRestoreEnabled}}')" = "$1" ]; }
@@ -71,27 +80,47 @@ start_unit() {
 victim_mib=16
 hog_mib=24
 
-# Processes that hold more than the memory that is free: `victim`, which goes out first, and `hogs`. They write their
-# pages and then stand still, since in this slow machine a process that goes on would leave no time for anything else.
-# Many hogs, since one would thrash when it verifies: each that has verified and ended makes room for the next.
+# Processes that hold more memory than there is: `victim`, which is in swap, and `hogs`. They write their pages and
+# then stand still, since in this slow machine a process that goes on would leave no time for anything else. Many hogs,
+# since one would thrash when it verifies: each that has verified and ended makes room for the next. The last comes first,
+# since the first ones are in swap, and to read them takes room.
+# Enough is what `down` calls so: it finds no room for what is in swap. One hog more, since what other processes hold
+# changes meanwhile.
 press() {
-    free_mib=$(($(meminfo MemAvailable) / 1024)) hogs=''
-    hold victim "$victim_mib"
-    held_mib=$victim_mib
-    until [ "$held_mib" -gt "$free_mib" ] && swap_holds "$victim_mib"; do
-        hold "hog$held_mib" "$hog_mib"
-        hogs="$hogs hog$held_mib"
-        held_mib=$((held_mib + hog_mib))
-    done
-    note "$free_mib MiB were free, $held_mib MiB are held, $(swap_used_mib) MiB in swap"
+    hogs=''
+    hold_in_swap
+    until is_short; do hold_another; done
+    hold_another
+    is_short || fail 'less memory is held than before'
+    note "$(vramblk-swap down --dry-run 2>&1 | grep 'there is room'), $(swap_of "$victim") KiB of them the victim's," \
+        "$(meminfo SwapCached) KiB in memory too; hogs:$hogs"
 }
+
+# The victim, by itself: the kernel need not choose it although it stands still.
+hold_in_swap() {
+    hold victim "$victim_mib"
+    echo "${victim_mib}M" >"/sys/fs/cgroup$(sed 's/^0:://' "/proc/$victim/cgroup")/memory.reclaim"
+    [ "$(swap_of "$victim")" -gt "$((victim_mib * 1024 / 2))" ] || fail 'the victim is not in swap'
+}
+
+hold_another() {
+    set -- $hogs
+    [ "$#" -lt 15 ] || fail "$# hogs are not enough: $(vramblk-swap down --dry-run 2>&1)"
+    hold "hog$#" "$hog_mib"
+    hogs="hog$# $hogs"
+}
+
+is_short() { vramblk-swap down --dry-run 2>&1 | grep -q 'end something large first'; }
 
 meminfo() { awk -v name="$1:" '$1 == name { print $2 }' /proc/meminfo; }
 
+swap_of() { awk '$1 == "VmSwap:" { print $2 }' "/proc/$1/status"; }
+
+# In one group, so that `settle` finds them.
 hold() { # name MiB
     rm -f "/run/$1.enough"
     : >"/run/$1.log"
-    systemd-run --quiet --scope --unit="$1-$(date +%s)" choom -n 500 -- filler "$2" 1 "/run/$1.enough" >"/run/$1.log" 2>&1 &
+    systemd-run --quiet --scope --slice=pressure --unit="$1-$(date +%s)" choom -n 500 -- filler "$2" 1 "/run/$1.enough" >"/run/$1.log" 2>&1 &
     eval "$1=\$!"
     until_true 300 is_written "$1" || fail "the $1 does not get its memory"
     eval "kill -STOP \$$1"

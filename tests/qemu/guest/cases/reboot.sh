@@ -17,8 +17,8 @@ sleep 5
 kill -STOP "$(systemctl show -P MainPID victim.service)"
 for each in system.slice/victim.service init.scope; do echo 32M >"/sys/fs/cgroup/$each/memory.reclaim"; done
 swap_holds "$((victim_mib / 2))" || fail 'hardly anything is in swap'
-[ "$(awk '$1 == "VmSwap:" { print $2 }' /proc/1/status)" -gt 0 ] || fail 'nothing of init is in swap'
-note "$(swap_used_mib) MiB in swap, $(awk '$1 == "VmSwap:" { print $2 }' /proc/1/status) KiB of them init's"
+[ "$(swap_of 1)" -gt 0 ] || fail 'nothing of init is in swap'
+note "$(swap_used_mib) MiB in swap, $(swap_of 1) KiB of them init's"
 touch "$project/rebooted"
 systemctl reboot
 sleep 1000

@@ -6,9 +6,7 @@ mkdir -p /run/systemd/system/systemd-suspend.service.d
 printf '[Service]\nExecStart=\nExecStart=/bin/cp /proc/swaps /run/slept\n' >/run/systemd/system/systemd-suspend.service.d/guest.conf
 systemctl daemon-reload
 start_swap
-hold victim "$victim_mib"
-echo "${victim_mib}M" >"/sys/fs/cgroup$(sed 's/^0:://' "/proc/$victim/cgroup")/memory.reclaim"
-swap_holds "$((victim_mib / 2))" || fail 'nothing is in swap'
+hold_in_swap
 
 slept() { [ -e /run/slept ]; }
 
