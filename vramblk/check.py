@@ -155,7 +155,9 @@ def _opencl_device(
         yield Requirement("device", MISSING, f"{label} is no GPU", "swap mode takes a GPU or a map: device")
         return
     else:
-        yield Requirement("device", WARNING, f"{label} is no GPU: the export is system RAM", "choose a GPU")
+        yield Requirement(
+            "device", WARNING, f"{label} is no GPU: the export is system RAM", "fine for a trial only"
+        )
     total = readable(device.memory_bytes)
     try:
         size_bytes = export.size.resolve(device.memory_bytes)

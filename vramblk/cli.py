@@ -184,7 +184,7 @@ COMMANDS: dict[str, Command] = {
     "devices": Command("list platforms and devices", _devices, ("config", "verbose")),
     "check": Command("print every setting with its source, and what this machine lacks", _check),
     "status": Command("ask a running server how it is", _status, _CLIENT, add_arguments=_add_status),
-    "top": Command("the same as a live view in a terminal", _top, _CLIENT, json=False),
+    "top": Command("the status of a running server, live in a terminal", _top, _CLIENT, json=False),
     "bench": Command(
         "measure a running server",
         _bench,

@@ -160,7 +160,7 @@ def render_text(event: Mapping[str, Any]) -> bytes:
     level = str(event.get("level", ""))
     colour = _LEVEL_COLOURS.get(level, "")
     clock = str(event.get("timestamp", ""))[11:19]
-    words = [f"{clock} {colour}{level:<8}{_PLAIN if colour else ''}{_text(event.get('event', ''))}"]
+    words = [f"{clock} {colour}{level:<7} {_PLAIN if colour else ''}{_text(event.get('event', ''))}"]
     words += [f"{key}={_text(value)}" for key, value in event.items() if key not in _LEADING]
     words.append(f"({event.get('process', '')})")
     line = " ".join(words).encode(errors="backslashreplace")

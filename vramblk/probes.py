@@ -55,7 +55,7 @@ def safeguards(settings: Settings) -> Iterator[Requirement]:
         elif name in _ALSO_IN_SCRATCH_MODE:
             yield Requirement(name, WARNING, found.detail, found.remedy)
         else:
-            yield Requirement(name, OK, f"{found.detail}; only swap mode needs it")
+            yield Requirement(name, OK, f"only swap mode needs it: {found.detail}")
 
 
 def hazards(settings: Settings) -> Iterator[Requirement]:
@@ -92,8 +92,12 @@ def socket_path(name: str, path: str, *, required: bool) -> Requirement:
         )
     if mode is not None and _answers(path):
         return Requirement(name, bad, f"a server answers on {path}", "stop it or choose another path")
+    if not os.path.exists(folder):
+        if listeners.makes_directory(path):
+            return Requirement(name, OK, f"{path} and its directory can be made")
+        return Requirement(name, bad, f"{folder} does not exist", f"mkdir -p {folder}")
     if not os.path.isdir(folder):
-        return Requirement(name, bad, f"{folder} is no directory", f"mkdir -p {folder}")
+        return Requirement(name, bad, f"{folder} is no directory", "choose another path")
     if not os.access(folder, os.W_OK | os.X_OK):
         return Requirement(
             name, bad, f"{folder} is not writable by uid {os.geteuid()}", f"chown {os.geteuid()} {folder}"

@@ -233,13 +233,15 @@ def _export(values: Mapping[str, Any]) -> ExportSettings:
 def _check_tls(values: Mapping[str, Any], chosen: Mapping[str, Given | None]) -> None:
     """What is wrong with TLS settings together; the files themselves are opened by ``tls``."""
     given = chosen["tls"]
+    certificates, psk, verify = chosen["tls_certificates"], chosen["tls_psk"], chosen["tls_verify_peer"]
+    if given is None and (unused := certificates or psk):
+        raise unused.refuse("TLS is off", allowed="with --tls on or require; with --tls off it is unused")
     if values["tls"] == "off" or given is None:
         return
-    certificates, psk, verify = chosen["tls_certificates"], chosen["tls_psk"], chosen["tls_verify_peer"]
     if not certificates and not psk:
         raise given.refuse(
             "without certificates or keys",
-            allowed="with --tls-certificates DIR or --tls-psk FILE, or their twins",
+            allowed="with --tls-certificates DIR or --tls-psk FILE",
         )
     if certificates and psk:
         raise psk.refuse(f"tls_certificates is given too ({certificates.source})", allowed="one of the two")

@@ -194,11 +194,6 @@ class Supervisor:
             self._listeners += listeners.bind(address, "listen_addr", group)
         path = settings.status_socket
         if path is not None:
-            if path == "/run/vramblk/status.sock" and not settings.status_socket_given:
-                try:
-                    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-                except OSError:
-                    pass  # bind says why
             try:
                 self._status_listeners += listeners.bind(UnixAddress(path), "status_socket", group)
             except StartupError as error:

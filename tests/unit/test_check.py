@@ -67,7 +67,7 @@ def test_values_are_shown_with_their_source_and_secrets_are_not(
     config = tmp_path / "c.yaml"
     config.write_text("workers: 3\n")
     argv = ["--device", device, "--size", "32M", "--config", str(config), "--listen-addr", "127.0.0.1:0"]
-    settings = load_settings(argv, {"VRAMBLK_METRICS_TOKEN": "hunter2", "VRAMBLK_TLS_PSK": str(psk)})
+    settings = load_settings(argv, {"VRAMBLK_METRICS_TOKEN": "hunter2", "VRAMBLK_TLS": "off", "VRAMBLK_TLS_PSK": str(psk)})
     assert check.run(settings, json=True) == 0
     text = capsys.readouterr().out
     result = json.loads(text)

@@ -428,3 +428,12 @@ def test_listening_is_not_held_up_by_many_clients(door: Door) -> None:
     assert door.workers.attached == 100
     for client in clients:
         client.close()
+
+
+def test_the_directory_of_the_examples_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that README's sockets lie in; any other has to be there."""
+    monkeypatch.setattr(listeners, "_OWN_DIRECTORY", str(tmp_path / "run"))
+    [made] = listeners.bind(UnixAddress(str(tmp_path / "run" / "nbd.sock")), "listen_addr")
+    made.sock.close()
+    with pytest.raises(RuntimeFailure, match="make the directory first"):
+        listeners.bind(UnixAddress(str(tmp_path / "other" / "nbd.sock")), "listen_addr")

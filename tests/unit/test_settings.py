@@ -122,17 +122,21 @@ def test_every_option_has_a_sample() -> None:
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.name != "config"], ids=lambda option: option.name)
 def test_every_option_from_each_source(option: Option, config: Callable[[str], str]) -> None:
     text, value, _ = SAMPLES[option.name]
-    assert value_of(load_settings([], {option.environment: text}), option) == value
-    assert value_of(load("--config", config(f"{option.name}: '{text}'")), option) == value
-    assert value_of(load("--config", config(f"{option.name.replace('_', '-')}: {text}")), option) == value
+    # Files for TLS are refused unless it is said what TLS is to be.
+    beside = {"VRAMBLK_TLS": "off"} if option.name.startswith("tls_") else {}
+
+    def found(*argv: str, **environment: str) -> Any:
+        return value_of(load_settings(list(argv), beside | environment), option)
+
+    assert found(**{option.environment: text}) == value
+    assert found("--config", config(f"{option.name}: '{text}'")) == value
+    assert found("--config", config(f"{option.name.replace('_', '-')}: {text}")) == value
     if option.boolean:
-        assert value_of(load(option.flag), option) is True
-        assert (
-            value_of(load_settings(["--no-" + option.flag[2:]], {option.environment: "on"}), option) is False
-        )
+        assert found(option.flag) is True
+        assert found("--no-" + option.flag[2:], **{option.environment: "on"}) is False
     else:
-        assert value_of(load(option.flag, text), option) == value
-        assert value_of(load(f"{option.flag}={text}"), option) == value
+        assert found(option.flag, text) == value
+        assert found(f"{option.flag}={text}") == value
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
@@ -335,6 +339,8 @@ def test_variables_that_compose_files_and_scripts_use_are_known() -> None:
         (["--tls", "require", "--tls-verify-peer"], "--tls-psk"),
         (["--tls", "on", "--tls-psk", "/p", "--tls-certificates", "/c"], "one of the two"),
         (["--tls", "on", "--tls-psk", "/p", "--tls-verify-peer"], "tls_verify_peer"),
+        (["--tls-psk", "/p"], "TLS is off"),
+        (["--tls-certificates", "/c"], "with --tls on or require"),
     ],
 )
 def test_tls_settings_that_do_not_fit(argv: list[str], part: str) -> None:

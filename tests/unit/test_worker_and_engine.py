@@ -65,7 +65,8 @@ def test_a_new_worker_finds_no_status_of_the_dead_one(make_rig: MakeRig) -> None
     """A status that was left behind would be taken for the new worker's, and hide one of its failures."""
     rig = make_rig(before=fail_bad_reads)
     rig.client.sendall(b"".join(byte_read(number) for number in range(40)) + byte_read(40, BAD_OFFSET))
-    rig.connection.pump()
+    while rig.connection.pump():
+        pass
     rig.engine.retire(0)
     window = rig.engine._windows[0]
     window.reset()

@@ -8,12 +8,15 @@ import socket
 import stat
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from ..errors import ConfigError, PreconditionError, RuntimeFailure
 from ..units import Address, TcpAddress, UnixAddress
 
+#: Where the defaults and the examples put sockets: the one directory that is made if it is missing.
+_OWN_DIRECTORY = "/run/vramblk"
 GROUP_VARIABLE = "VRAMBLK_SOCKET_GID"
 
 _BACKLOG = 128
@@ -153,8 +156,16 @@ def _advice(error: OSError, address: TcpAddress) -> str:
     return "choose an address of this machine"
 
 
+def makes_directory(path: str) -> bool:
+    """Whether ``bind`` makes the directory of a socket's path if it is missing."""
+    return os.path.dirname(path) == _OWN_DIRECTORY and os.access(os.path.dirname(_OWN_DIRECTORY), os.W_OK)
+
+
 def _bind_unix(address: UnixAddress, setting: str, group: int | None) -> Listener:
     path = address.path
+    if makes_directory(path):
+        with suppress(OSError):  # bind says why
+            os.makedirs(_OWN_DIRECTORY, mode=0o755, exist_ok=True)
     _clear_the_way(path, setting)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o777 & ~_SOCKET_MODE)

@@ -4,7 +4,7 @@ complete -c vramblk -n __fish_use_subcommand -a serve -d 'serve until told to st
 complete -c vramblk -n __fish_use_subcommand -a devices -d 'list platforms and devices'
 complete -c vramblk -n __fish_use_subcommand -a check -d 'print every setting with its source, and what this machine lacks'
 complete -c vramblk -n __fish_use_subcommand -a status -d 'ask a running server how it is'
-complete -c vramblk -n __fish_use_subcommand -a top -d 'the same as a live view in a terminal'
+complete -c vramblk -n __fish_use_subcommand -a top -d 'the status of a running server, live in a terminal'
 complete -c vramblk -n __fish_use_subcommand -a bench -d 'measure a running server'
 complete -c vramblk -n __fish_use_subcommand -a selftest -d 'test the memory of a device'
 complete -c vramblk -n 'not __fish_seen_subcommand_from devices check status top bench selftest' -l size -s s -x -d 'Size of the export. % and max are of what can really be allocated.'
