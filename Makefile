@@ -12,7 +12,7 @@ LOCK := $(wildcard requirements-dev.txt)
 
 help:
 	@echo "make install    $(VENV) with $(BIN)/vramblk in it, CPU OpenCL included"
-	@echo "make run        serve VRAM, or RAM where there is no GPU, on 127.0.0.1:10809 (ARGS='--size 1G')"
+	@echo "make run        serve VRAM, or 512M of RAM where there is no GPU, on 127.0.0.1:10809 (ARGS='--size 1G')"
 	@echo "make up         the container: build, start, wait until healthy; also make down, make logs, make status"
 	@echo "make up SWAP=1  the container in swap mode, then swap on; make down takes swap off first (both need root)"
 	@echo "make install-host, make uninstall-host   vramblk-swap and its systemd units (as root; DESTDIR)"
@@ -51,9 +51,13 @@ else
 endif
 	@touch $@
 
-# --allow-cpu only where there is no GPU: a "GPU disk" must not silently be system RAM.
+# --allow-cpu only where there is no GPU: a "GPU disk" must not silently be system RAM, also not where the question
+# itself fails, as with a broken driver.
 run: install
-	@if $(BIN)/vramblk devices --json | $(BIN)/python -c 'import json, sys; \
+	@found=$$($(BIN)/vramblk devices --json) || { status=$$?; \
+		echo "vramblk devices failed, so whether there is a GPU is not known; system RAM: $(BIN)/vramblk --allow-cpu" >&2; \
+		exit $$status; }; \
+	if printf '%s\n' "$$found" | $(BIN)/python -c 'import json, sys; \
 		sys.exit(not any(d["type"].upper() == "GPU" and d["usable"] for d in json.load(sys.stdin)["devices"]))'; \
 	then exec $(BIN)/vramblk $(ARGS); \
 	else echo "no usable GPU: serving system RAM through CPU OpenCL"; \

@@ -58,7 +58,8 @@ def options_page() -> str:
 def env_example() -> str:
     """.env.example: every variable, commented out, with its default."""
     lines = [
-        "# Copy to .env and uncomment what you need; docker compose and make read it.",
+        "# Copy to .env and uncomment what you need. docker compose reads it, and so do make up, make down,",
+        "# make logs and make status; make run and a vramblk started by hand do not.",
         "# An empty value is the same as none. In the container VRAMBLK_X_FILE=/path takes the value of",
         "# VRAMBLK_X from a file, for every variable whose value is not a path itself.",
     ]

@@ -293,6 +293,7 @@ FOREIGN_VARIABLES: tuple[ForeignVariable, ...] = (
     ForeignVariable("VRAMBLK_RENDER_GID", "compose", "Group of /dev/dri/renderD*, as a number."),
     ForeignVariable("VRAMBLK_VIDEO_GID", "compose", "Group of /dev/dri/card*, as a number."),
     ForeignVariable("VRAMBLK_ICD", "compose", "OpenCL driver for AMD: amdocl64 or rusticl.", "amdocl64"),
+    ForeignVariable("VRAMBLK_UP_TIMEOUT", "make up", "Seconds to wait until the server is healthy.", "120"),
     ForeignVariable("VRAMBLK_VERSION", "build", "Version written into the image."),
     ForeignVariable("VRAMBLK_REVISION", "build", "Revision written into the image."),
     ForeignVariable(

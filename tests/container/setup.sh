@@ -16,7 +16,7 @@ command -v docker >/dev/null 2>&1 || {
 }
 
 missing=
-for pair in docker-compose:docker-compose debootstrap:debootstrap dpkg-deb:dpkg xz:xz-utils curl:curl; do
+for pair in docker-compose:docker-compose openssl:openssl debootstrap:debootstrap dpkg-deb:dpkg xz:xz-utils curl:curl; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
 done
 if [ -n "$missing" ]; then

@@ -53,6 +53,7 @@ def clone(base_image: str, tmp_path: Path) -> Iterator[Clone]:
     shutil.copytree(REPOSITORY, directory, ignore=NOT_COPIED)
     # A host with a GPU runs these tests too: what `up` chooses there is another test's subject.
     (tmp_path / "host").mkdir()
+    (tmp_path / "host/proc").symlink_to("/proc")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
     (tmp_path / "bin/nvidia-smi").chmod(0o755)
@@ -81,15 +82,21 @@ def test_up_twice_then_down_leaves_nothing(clone, tmp_path):
     assert "vramblk is healthy." in first.stdout
     assert "WARNING: no GPU is used" in first.stdout
     assert f"nbdinfo nbd://127.0.0.1:{port}/vram" in first.stdout
-    assert (clone.directory / ".env").read_text() == "COMPOSE_FILE=compose.yaml\nVRAMBLK_RUNTIMES=cpu\n"
+    mark, *written = (clone.directory / ".env").read_text().splitlines()
+    assert mark.startswith("#")
+    assert written == ["COMPOSE_FILE=compose.yaml", "VRAMBLK_RUNTIMES=cpu"]
     with attached(clone):
         assert "tcp:" in clone.make("status").stdout
+        assert clone.make("up", VRAMBLK_UP_TIMEOUT="30").returncode == 0, (
+            "its own ports are not taken by others"
+        )
 
     before = clone.containers
     clone.make("up")
     assert clone.containers == before, "nothing changed, so nothing is replaced"
 
     clone.make("down")
+    assert "there is no container" in clone.make("logs", check=False).stderr
     assert clone.containers == []
     assert docker.run("docker", "network", "ls", "-q", "--filter", f"name={PROJECT}").stdout == ""
     assert not (tmp_path / "run").exists()
@@ -117,6 +124,41 @@ def test_up_shows_why_the_server_ends_and_stops_it(clone):
     (container,) = clone.containers
     state = json.loads(docker.run("docker", "inspect", container).stdout)[0]["State"]
     assert state["Status"] == "exited"
+
+    status = clone.make("status", check=False)
+    assert status.returncode != 0
+    assert "its container is exited; make logs shows why" in status.stderr
+
+
+def test_up_tells_of_a_taken_port_before_it_builds(clone):
+    port = int(clone.settings["VRAMBLK_NBD_PORT"])
+    with socket.create_server(("127.0.0.1", port)):
+        refused = clone.make("up", check=False)
+    assert refused.returncode != 0
+    assert f"port {port} is taken" in refused.stderr
+    assert f"VRAMBLK_NBD_PORT={port + 10} make up" in refused.stderr
+    assert "build" not in refused.stdout
+    assert clone.containers == []
+    assert not (clone.directory / ".env").exists()
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="requires openssl")
+def test_tls_after_a_plain_up(clone):
+    """The container then wants TLS of every client, and a plain `make up` does not take that away."""
+    clone.make("up")
+    assert "TLS needs ./tls/ca-cert.pem" in clone.make("up", check=False, VRAMBLK_TLS="require").stderr
+    (clone.directory / "tls").mkdir()
+    docker.run(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+        "-subj", "/CN=localhost", "-keyout", "tls/server-key.pem", "-out", "tls/server-cert.pem",
+        cwd=clone.directory,
+    )  # fmt: skip
+    shutil.copy(clone.directory / "tls/server-cert.pem", clone.directory / "tls/ca-cert.pem")
+    clone.make("up", VRAMBLK_TLS="require")
+    before = clone.containers
+    clone.make("up")
+    assert clone.containers == before
+    assert "VRAMBLK_TLS=require" in docker.inspect(before[0])["Config"]["Env"]
 
 
 @contextmanager
