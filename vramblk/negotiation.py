@@ -63,7 +63,7 @@ class Negotiation:
         try:
             return self._advance()
         except ssl.SSLError as error:
-            return f"TLS: {error.reason or error}"
+            return f"TLS: {getattr(error, 'reason', None) or error}"
         except OSError as error:
             return f"connection lost: {error.strerror or error}"
 
@@ -73,6 +73,7 @@ class Negotiation:
         self._take(self._handshake.shutdown())
 
     def _advance(self) -> Begin | str | None:
+        taken = False
         while True:
             if not self._flush():
                 self.interest = select.EPOLLOUT
@@ -86,6 +87,9 @@ class Negotiation:
             if self._tls_pending and not self._shake_hands():
                 return None
             self.interest = select.EPOLLIN
+            if taken and not self._decrypted():
+                return None  # others' turn; epoll tells of what is left
+            taken = True
             try:
                 data = self.sock.recv(_RECEIVE_BYTES)
             except (BlockingIOError, InterruptedError, ssl.SSLWantReadError):
@@ -97,6 +101,10 @@ class Negotiation:
                 self.orderly = True
                 return "closed by the client"
             self._take(self._handshake.receive(data))
+
+    def _decrypted(self) -> bool:
+        """Whether bytes wait of which epoll does not tell."""
+        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
     def _take(self, events: Sequence[Send | StartTls | Begin | Close]) -> None:
         for event in events:

@@ -181,7 +181,8 @@ class Worker:
             if fd == self._handoff.fileno():
                 self._take_handoff()
             elif (connection := self._connections.get(fd)) is not None:
-                if event & select.EPOLLOUT:
+                if event & (select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR):
+                    # A peer that is gone both ways need not be writable: only sending finds it out.
                     connection.replies.flush()
                 if event & (select.EPOLLHUP | select.EPOLLERR) and connection.ended:
                     connection.fail("connection_lost", "closed by the client with replies unread")
@@ -203,8 +204,17 @@ class Worker:
                 self._epoll.unregister(self._handoff.fileno())
                 return
             message = json.loads(text)
+            if not fds:  # this process has no descriptor left, and the kernel has closed the connection
+                self._count_refused(message["peer"])
+                continue
             sock = socket.socket(fileno=fds[0])
             self._begin(sock, message["id"], message["peer"])
+
+    def _count_refused(self, peer: str) -> None:
+        self._window.counters.add("connections_opened")
+        self._window.store(Word.CONNECTIONS, self._window.load(Word.CONNECTIONS) + 1)
+        logs.limited(self._log, "connection_refused", client=peer, reason="no descriptor is left")
+        self._count_closed()
 
     def _begin(self, sock: socket.socket, number: int, peer: str) -> None:
         lane = self._lanes.take()

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.unit.observed import SIZE, Observed
+from tests.wire.harness import eventually
 from vramblk.memory.base import DeviceError
-from vramblk.observer import processes
+from vramblk.observer import http, processes
 from vramblk.observer.metriclist import METRICS
 from vramblk.shared.control import ControlWord, State
 from vramblk.shared.counters import FLUSH, READ, WRITE
@@ -493,7 +495,55 @@ def test_page_has_a_policy_and_reaches_for_nothing_outside(observed: Observed) -
         assert forbidden not in body.replace("http://www.w3.org/2000/svg", ""), forbidden
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("end", [b"\x01", b"\x7f", b" \x01 "])
+def test_a_line_of_blanks_is_refused_at_once(end: bytes) -> None:
+    """Not after hours: every pattern that a header is held against takes time in proportion to its length."""
+    blanks = b" " * (http.HEAD_BYTES - 100)
+    with pytest.raises(http.BadRequest, match="not a header field"):
+        http.parse_request(b"GET /readyz HTTP/1.1\r\nA:" + blanks + end)
+    request = http.parse_request(b"GET /readyz HTTP/1.1\r\nA:" + blanks + b"x \t")
+    assert request.headers == {"a": "x"}
+
+
+def test_a_crowd_is_taken_in_parts(tmp_path: Path) -> None:
+    """One call takes some of the connections that wait; the other listener has its turn before the rest."""
+    path = str(tmp_path / "crowd")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(64)
+        listener = http.Listener(server, lambda request: http.Response(HTTPStatus.OK, b""))
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+        for client in clients:
+            client.connect(path)
+        listener.accept()
+        assert len(listener._open) == http._ACCEPTS < len(clients)
+        listener.accept()
+        assert len(listener._open) == len(clients)
+        for client in clients:
+            client.close()
+
+
 # ---------------------------------------------------------------- log pump and end
+
+
+def test_the_log_goes_on_after_a_full_disk(tmp_path: Path) -> None:
+    """What could not be written is lost, what comes afterwards is not."""
+    from vramblk.observer.logpump import LogPump
+
+    reader, writer = os.pipe()
+    target = os.open("/dev/full", os.O_WRONLY)
+    pump = LogPump(reader, target)
+    os.write(writer, b"lost\n")
+    path = tmp_path / "log"
+    time.sleep(0.3)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, target)  # room again
+    os.write(writer, b"kept\n")
+    eventually(lambda: path.read_bytes() == b"kept\n")
+    pump.close()
+    for fd in (reader, writer, target, file):
+        os.close(fd)
 
 
 def test_log_pump(tmp_path: Path) -> None:

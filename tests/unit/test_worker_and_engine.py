@@ -14,6 +14,7 @@ from tests.unit.plain_memory import PlainMemory
 from tests.unit.rig import FLUSH, READ, STATUS, WRITE, ZEROES, Rig, connect
 from vramblk.memory.base import Batch, DeviceError
 from vramblk.serving import connection
+from vramblk.serving.lanes import SMALLEST
 from vramblk.serving.pending import Submitter
 from vramblk.shared.ring import SubmissionRing
 from vramblk.shared.window import ENTRIES, Word
@@ -154,6 +155,29 @@ def test_a_flood_leaves_others_their_turn(make_rig: MakeRig, command: int) -> No
         rig.work(1)
         answers += rig.answers()
     assert [cookie for _, _, cookie in answers] == list(range(200))
+
+
+def test_the_map_is_not_read_in_vain(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that asks for block status and takes no answer: once there is no room, nothing is looked up."""
+    looks = []
+    extents = WrittenMap.extents
+    monkeypatch.setattr(
+        WrittenMap, "extents", lambda *arguments: looks.append(1) or extents(*arguments)  # type: ignore[func-returns-value]
+    )
+    rig = make_rig(lane_bytes=SMALLEST)
+    rig.client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    stream = b"".join(struct.pack(">IHHQQI", 0x25609513, 0, STATUS, number, 0, 4096) for number in range(2000))
+    idle = 0
+    while idle < 10:  # until the lanes of both directions are full
+        with suppress(BlockingIOError):
+            rig.client.send(stream)
+        moved = rig.connection.pump()
+        idle = 0 if rig.submitter.collect() or moved else idle + 1
+    seen = len(looks)
+    for _ in range(50):
+        assert not rig.connection.pump()
+    assert rig.connection.blocked and seen > 1000
+    assert len(looks) == seen
 
 
 def test_what_came_before_the_end_is_answered(make_rig: MakeRig) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import struct
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -260,3 +263,41 @@ def test_no_descriptor_left_for_a_connection(start: Start) -> None:
         assert client.read(0, 11) == b"undisturbed"
     attached.close()
     assert server.stop() == 0
+
+
+def test_no_descriptor_left_in_the_worker(start: Start) -> None:
+    """The connection that came with it is closed; those that are served go on, and so do later ones."""
+    server = start("--workers", "1")
+    [worker] = server.named("worker")
+    with server.client() as client:
+        limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (3, limits[1]))
+        with server.connect() as refused:
+            assert refused.at_end()
+        assert len(client.read(0, 4096)) == 4096
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, limits)
+        with server.client() as later:
+            assert len(later.read(0, 4096)) == 4096
+    assert server.named("worker") == [worker]
+
+
+def test_a_long_negotiation_lets_others_have_their_turn(limited: Server) -> None:
+    """Options of the largest size, one after another: a neighbour's read comes in between, not after them."""
+    queries = 250
+    payload = struct.pack(">I", 4) + b"vram" + struct.pack(">I", queries)
+    option = nbd.option_bytes(nbd.SET_META_CONTEXT, payload + (struct.pack(">I", 240) + bytes(240)) * queries)
+    with limited.client() as other, limited.connect() as busy:
+        other.read(0, 4096)
+        busy.greet()
+        busy.ask(nbd.STRUCTURED_REPLY)
+        busy.socket.settimeout(0.2)
+
+        def flood() -> None:
+            with suppress(OSError):
+                for _ in range(400):
+                    busy.send(option)
+
+        thread = threading.Thread(target=flood, daemon=True)
+        thread.start()
+        assert slowest_read_s(other, 20) < 2
+        thread.join()

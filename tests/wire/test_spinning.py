@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -99,6 +100,30 @@ def test_a_client_that_is_gone_costs_nothing(start: Callable[..., Server]) -> No
         finally:
             os.kill(engine, signal.SIGCONT)
         assert other.read(0, BLOCK) == bytes(BLOCK)
+
+
+def test_a_client_that_has_shut_both_sides_costs_nothing(start: Callable[..., Server]) -> None:
+    """It has asked for more than it takes, so the worker neither sees its end nor can send: it finds out and closes."""
+    server = start("--workers", "1")
+    with server.client() as other:
+        client = server.client()
+        client.socket.setblocking(False)
+        requests = b"".join(client.encode(nbd.READ, 0, 65536)[1] for _ in range(2000))
+        refused = 0
+        while refused < 10:
+            try:
+                client.socket.send(requests)
+                refused = 0
+            except BlockingIOError:
+                refused += 1
+                time.sleep(0.1)
+        client.socket.shutdown(socket.SHUT_RDWR)
+        time.sleep(0.5)
+        before = cpu_ticks(server)
+        time.sleep(2)
+        assert cpu_ticks(server) - before <= os.sysconf("SC_CLK_TCK") // 10
+        assert other.read(0, BLOCK) == bytes(BLOCK)
+        client.close()
 
 
 def test_an_idle_client_costs_nothing(server: Server) -> None:

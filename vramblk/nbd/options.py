@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 from .constants import MAXIMUM_STRING_BYTES, OPTION_REPLY_MAGIC, InfoType, OptionReply
 
+#: Thousands of empty ones fit into an option, and would take tenths of a second.
+MAXIMUM_QUERIES = 256
+
 _REPLY_HEADER = struct.Struct(">QIII")
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
@@ -56,6 +59,10 @@ class _Cursor:
         self._position = end
         return piece
 
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._position
+
     def u16(self) -> int:
         return int(_U16.unpack(self.take(2))[0])
 
@@ -87,7 +94,8 @@ def parse_info_request(data: bytes) -> InfoRequest:
     """Parse the payload of INFO or GO; information requests that it repeats count once."""
     cursor = _Cursor(data)
     name = cursor.string("export name")
-    requests = frozenset(cursor.u16() for _ in range(cursor.u16()))
+    count = cursor.u16()
+    requests = frozenset(struct.unpack(f">{count}H", cursor.take(2 * count)))
     cursor.finish()
     return InfoRequest(name, requests)
 
@@ -95,11 +103,14 @@ def parse_info_request(data: bytes) -> InfoRequest:
 def parse_meta_context_request(data: bytes) -> MetaContextRequest:
     """Parse the payload of LIST_META_CONTEXT or SET_META_CONTEXT.
 
-    The count of queries is the client's word only; the loop ends with the data.
+    The count of queries is the client's word only; the loop ends with the data, or is not begun.
     """
     cursor = _Cursor(data)
     name = cursor.string("export name")
-    queries = tuple(cursor.string("metadata context query") for _ in range(cursor.u32()))
+    count = cursor.u32()
+    if count > MAXIMUM_QUERIES and count <= cursor.left // 4:
+        raise Refusal(OptionReply.ERR_TOO_BIG, f"more than {MAXIMUM_QUERIES} metadata context queries")
+    queries = tuple(cursor.string("metadata context query") for _ in range(count))
     cursor.finish()
     return MetaContextRequest(name, queries)
 

@@ -72,8 +72,6 @@ class GpuWatch:
                 reading for address in wanted if (reading := _amd(address) or (nvml and nvml.read(address)))
             ]
             self._readings, self._at = found, time.monotonic()
-            if not found:
-                return
             time.sleep(self._interval_s)
 
 

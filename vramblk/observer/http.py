@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,9 +24,14 @@ READ_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 10.0
 HEAD_BYTES = 16 << 10
 PLACES = 24
+#: Connections taken at a time; the other listener, and the end of the server, have their turn in between.
+_ACCEPTS = 16
+#: Threads of one listener; a closed connection's may still wait for the engine's answer.
+_MOST_THREADS = 4 * PLACES
 
 _TARGET = re.compile(r"/[\x21-\x7e]*", re.ASCII)
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\x20-\x7e\x80-\xff\t]*?)[ \t]*", re.ASCII)
+#: Blanks around a value are stripped afterwards: in the pattern a line of them would take hours to fail.
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\x20-\x7e\x80-\xff\t]*)", re.ASCII)
 _VERSIONS = ("HTTP/1.1", "HTTP/1.0")
 
 
@@ -80,6 +86,8 @@ class Listener:
         self._handler = handler
         self._local = sock.family == socket.AF_UNIX
         self._open: dict[int, _Connection] = {}
+        self._lock = threading.Lock()
+        self._threads = 0
         sock.setblocking(False)
         self._name = sock.getsockname()
 
@@ -87,8 +95,8 @@ class Listener:
         return self._sock.fileno()
 
     def accept(self) -> None:
-        """Take every connection that waits, each in a thread of its own."""
-        while True:
+        """Take connections that wait, each in a thread of its own."""
+        for _ in range(_ACCEPTS):
             try:
                 sock, _ = self._sock.accept()
             except BlockingIOError:
@@ -97,10 +105,15 @@ class Listener:
                 logs.limited(logs.get(), "observer_accept_failed", error=str(error))
                 time.sleep(0.1)
                 return
+            if self._threads >= _MOST_THREADS:
+                sock.close()
+                continue
             sock.setblocking(True)
             self._make_room()
             connection = _Connection(sock, time.monotonic())
             self._open[id(connection)] = connection
+            with self._lock:
+                self._threads += 1
             try:
                 threads.start(self._serve, "http", connection)
             except RuntimeError:
@@ -119,6 +132,8 @@ class Listener:
                 pass
 
     def _forget(self, connection: _Connection) -> None:
+        with self._lock:
+            self._threads -= 1
         self._open.pop(id(connection), None)
         connection.sock.close()
 
@@ -206,7 +221,7 @@ def parse_request(head: bytes, local: bool = False, listener: object = None) -> 
         match = _FIELD.fullmatch(entry)
         if match is None:
             raise BadRequest(HTTPStatus.BAD_REQUEST, "not a header field")
-        headers[match[1].decode().lower()] = match[2].decode("latin-1")
+        headers[match[1].decode().lower()] = match[2].strip(b" \t").decode("latin-1")
     path, _, query = target.partition("?")
     return Request(method, path, query, headers, local, listener)
 

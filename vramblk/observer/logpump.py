@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -58,6 +59,7 @@ class LogPump:
             except BlockingIOError:
                 # A terminal that another program has made non-blocking.
                 select.select([], [self._target], [], 1.0)
-            except OSError:
-                self._broken = True
+            except OSError as error:
+                # A full disk may have room again; a reader that is gone does not come back.
+                self._broken = error.errno in (errno.EPIPE, errno.EBADF)
                 return

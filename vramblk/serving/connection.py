@@ -36,6 +36,8 @@ _MOST_EXTENTS = 1024
 _MOST_STEPS, _MOST_STEPS_NS = 64, 200_000
 #: A block status tells of no more than this, bytes; the map of a larger range takes milliseconds to read.
 _MOST_STATUS_BYTES = 1 << 30
+#: Chunk header, context, count, and 16 bytes for each extent, in the longest reply format.
+_LONGEST_STATUS_BYTES = 64 + 16 * _MOST_EXTENTS
 _STATE_HOLE_ZERO = 3
 _OP_OF_COMMAND = {int(Command[name.upper()]): number for number, name in enumerate(OPS)}
 #: Plain integers: enumerations cost microseconds where every large request passes.
@@ -303,6 +305,8 @@ class Connection:
         elif command in (_TRIM, _WRITE_ZEROES):
             done = self._submission.zero(request, op)
         elif command == _BLOCK_STATUS:
+            if self.replies.space.largest() < _LONGEST_STATUS_BYTES:
+                return False  # before the map is read in vain
             done = self._submission.reply(self._block_status(request), [(op, 1, 0)])
         else:
             done = self._submission.reply(self._format.done(request), [(op, 1, 0)])

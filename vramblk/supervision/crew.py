@@ -270,7 +270,7 @@ class Crew:
         slot.window.reset()
         try:
             self._start(slot)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             slot.delayed = True
             delay_s = max(slot.backoff.after(0), _READY_POLL_S)
             logs.limited(self._log, "worker_not_started", worker=slot.window.index, detail=str(error))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vramblk.nbd import framing
 from vramblk.nbd.constants import Option, OptionReply
 from vramblk.nbd.handshake import Begin, Close, Send, StartTls, State, TlsPolicy
+from vramblk.nbd.options import MAXIMUM_QUERIES
 
 INVALID = OptionReply.ERR_INVALID
 
@@ -101,6 +102,14 @@ class TestLimits:
         assert len(data) == framing.MAXIMUM_OPTION_BYTES
         client.accept(Option.INFO, data)
         assert client.kinds(Option.INFO, data + b"\0\3") == [OptionReply.ERR_TOO_BIG]
+
+    def test_the_number_of_queries(self, connect):
+        """Thousands of empty ones would take the worker tenths of a second."""
+        client = connect()
+        client.accept(Option.STRUCTURED_REPLY)
+        client.accept(Option.SET_META_CONTEXT, client.encode_meta("vram", *[""] * MAXIMUM_QUERIES))
+        data = client.encode_meta("vram", *[""] * (MAXIMUM_QUERIES + 1))
+        assert client.kinds(Option.SET_META_CONTEXT, data) == [OptionReply.ERR_TOO_BIG]
 
     def test_data_beyond_it_is_drained_without_being_kept(self, connect):
         client = connect()
