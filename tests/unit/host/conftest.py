@@ -113,8 +113,8 @@ class Host:
         """Run the script; nothing of this machine's own settings reaches it."""
         return subprocess.run(
             [shutil.which("sh") or "/bin/sh", str(SCRIPT), *arguments],
-            # A shell cannot trap what was ignored when it started, as Ctrl+C is for jobs in the background.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            # A shell cannot trap what was ignored when it started, as for jobs in the background and under nohup.
+            preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGHUP)],
             env={
                 "PATH": f"{self.home}/bin:{os.environ['PATH']}",
                 "VRAMBLK_TEST_ROOT": str(self.root),
