@@ -484,6 +484,8 @@ def test_an_interrupted_build_leaves_nothing(host, number, status):
     host.write("build", 'touch "$TEST/building"\nsleep 20\n')
     with subprocess.Popen(
         [host.up_sh, "up"], env=host.environment(), start_new_session=True,
+        # A shell cannot trap what was ignored when it started, as for jobs in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         deadline = time.monotonic() + 20
