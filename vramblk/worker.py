@@ -135,10 +135,9 @@ class Worker:
                     touched.add(connection)
         elif len(connections) <= _FEW:
             for connection in connections.values():
-                if connection.pump():
-                    progress = True
-                    touched.add(connection)
-                elif connection.ended:
+                moved = connection.pump()
+                progress |= moved
+                if moved or connection.ended:
                     touched.add(connection)
         else:
             progress |= self._events(0)
@@ -204,22 +203,18 @@ class Worker:
                 self._epoll.unregister(self._handoff.fileno())
                 return
             message = json.loads(text)
+            self._count_opened()
             if not fds:  # this process has no descriptor left, and the kernel has closed the connection
-                self._count_refused(message["peer"])
+                logs.limited(
+                    self._log, "connection_refused", client=message["peer"], reason="no descriptor is left"
+                )
+                self._count_closed()
                 continue
             sock = socket.socket(fileno=fds[0])
             self._begin(sock, message["id"], message["peer"])
 
-    def _count_refused(self, peer: str) -> None:
-        self._window.counters.add("connections_opened")
-        self._window.store(Word.CONNECTIONS, self._window.load(Word.CONNECTIONS) + 1)
-        logs.limited(self._log, "connection_refused", client=peer, reason="no descriptor is left")
-        self._count_closed()
-
     def _begin(self, sock: socket.socket, number: int, peer: str) -> None:
         lane = self._lanes.take()
-        self._window.counters.add("connections_opened")
-        self._window.store(Word.CONNECTIONS, self._window.load(Word.CONNECTIONS) + 1)
         if lane is None or self._control.state >= State.DRAINING:
             self._log.warning(
                 "connection_refused", client=peer, reason="no lane" if lane is None else "draining"
@@ -331,6 +326,11 @@ class Worker:
         self._lanes.give_back(connection.lane)
         self._count_closed()
         gc.collect()
+
+    def _count_opened(self) -> None:
+        window = self._window
+        window.counters.add("connections_opened")
+        window.store(Word.CONNECTIONS, window.load(Word.CONNECTIONS) + 1)
 
     def _count_closed(self) -> None:
         window = self._window
