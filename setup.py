@@ -26,6 +26,7 @@ PLAIN = (
     "vramblk.nbd.replies",
     "vramblk.nbd.transmission",
     "vramblk.nbd.validation",
+    "vramblk.serving.blockstatus",
     "vramblk.serving.connection",
     "vramblk.serving.pending",
     "vramblk.serving.receive",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from .nbd.events import Begin, Close, ExportInfo, Send, StartTls, TlsPolicy
 from .nbd.handshake import Handshake
 from .serving.lanes import Lane
+from .tls import decrypted
 
 #: A client has this long from the greeting to the start of transmission, seconds.
 DEADLINE_S = 10.0
@@ -87,7 +88,7 @@ class Negotiation:
             if self._tls_pending and not self._shake_hands():
                 return None
             self.interest = select.EPOLLIN
-            if taken and not self._decrypted():
+            if taken and not decrypted(self.sock):
                 return None  # others' turn; epoll tells of what is left
             taken = True
             try:
@@ -101,10 +102,6 @@ class Negotiation:
                 self.orderly = True
                 return "closed by the client"
             self._take(self._handshake.receive(data))
-
-    def _decrypted(self) -> bool:
-        """Whether bytes wait of which epoll does not tell."""
-        return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
 
     def _take(self, events: Sequence[Send | StartTls | Begin | Close]) -> None:
         for event in events:

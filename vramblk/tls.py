@@ -5,6 +5,7 @@ Source: "TLS support" of the NBD specification; x509 file names as other NBD pro
 
 from __future__ import annotations
 
+import socket
 import ssl
 import sys
 from pathlib import Path
@@ -13,6 +14,11 @@ from .errors import ConfigError, PreconditionError
 from .settings import Settings
 
 _PSK_SINCE = (3, 13)
+
+
+def decrypted(sock: socket.socket) -> bool:
+    """Whether a socket holds bytes of which epoll does not tell, since they are decrypted already."""
+    return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
 
 
 def make_context(settings: Settings) -> ssl.SSLContext | None:

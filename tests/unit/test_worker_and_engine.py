@@ -13,7 +13,7 @@ import pytest
 from tests.unit.plain_memory import PlainMemory
 from tests.unit.rig import FLUSH, READ, STATUS, WRITE, ZEROES, Rig, connect
 from vramblk.memory.base import Batch, DeviceError
-from vramblk.serving import connection
+from vramblk.serving import blockstatus
 from vramblk.serving.lanes import SMALLEST
 from vramblk.serving.pending import Submitter
 from vramblk.shared.ring import SubmissionRing
@@ -210,7 +210,7 @@ def test_what_came_before_the_end_is_answered(make_rig: MakeRig) -> None:
 
 def test_a_status_of_a_large_range_is_cut_short(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much is asked about, so much of the map is read for one answer; the client asks on from there."""
-    monkeypatch.setattr(connection, "_MOST_STATUS_BYTES", 8192)
+    monkeypatch.setattr(blockstatus, "_MOST_BYTES", 8192)
     rig = make_rig()
     rig.send(STATUS, 4096, 1 << 20)
     rig.work()

@@ -20,6 +20,7 @@ from ..nbd.transmission import Parser, Request, TransmissionError
 from ..nbd.validation import validate
 from ..shared.counters import OPS, READ, WRITE
 from ..shared.window import Window
+from . import blockstatus
 from .lanes import Lane
 from .pending import LargeRead, LargeWrite, Pending, Submitter
 from .receive import ReceiveLane
@@ -31,20 +32,14 @@ from .tally import Tally
 #: With so many pendings in flight a run waits until one of them is done, or until it is no longer small.
 _ENOUGH_IN_FLIGHT = 2
 _FEW_REQUESTS, _FEW_BYTES = 8, 1 << 16
-_MOST_EXTENTS = 1024
 #: Runs, requests or pieces of one connection, or nanoseconds, before others have their turn.
 _MOST_STEPS, _MOST_STEPS_NS = 64, 200_000
-#: A block status tells of no more than this, bytes; the map of a larger range takes milliseconds to read.
-_MOST_STATUS_BYTES = 1 << 30
-#: Chunk header, context, count, and 16 bytes for each extent, in the longest reply format.
-_LONGEST_STATUS_BYTES = 64 + 16 * _MOST_EXTENTS
-_STATE_HOLE_ZERO = 3
 _OP_OF_COMMAND = {int(Command[name.upper()]): number for number, name in enumerate(OPS)}
 #: Plain integers: enumerations cost microseconds where every large request passes.
 _DISC, _READ, _WRITE, _FLUSH, _TRIM, _WRITE_ZEROES, _BLOCK_STATUS = (
     int(Command[name]) for name in ("DISC", "READ", "WRITE", "FLUSH", "TRIM", "WRITE_ZEROES", "BLOCK_STATUS")
 )
-_DF, _REQ_ONE = int(CommandFlag.DF), int(CommandFlag.REQ_ONE)
+_DF = int(CommandFlag.DF)
 
 
 class Connection:
@@ -190,8 +185,7 @@ class Connection:
             self.fail("connection_lost", str(error))
             return True
         if count < 0:
-            # Of bytes that are decrypted already and had no room epoll does not tell.
-            self.again = isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
+            self.again = more
             return False
         if not count:
             self.ended = True
@@ -305,9 +299,11 @@ class Connection:
         elif command in (_TRIM, _WRITE_ZEROES):
             done = self._submission.zero(request, op)
         elif command == _BLOCK_STATUS:
-            if self.replies.space.largest() < _LONGEST_STATUS_BYTES:
+            if self.replies.space.largest() < blockstatus.LONGEST_BYTES:
                 return False  # before the map is read in vain
-            done = self._submission.reply(self._block_status(request), [(op, 1, 0)])
+            written, context = self._export.written, self._base_allocation or 0
+            reply = blockstatus.answer(request, written, self._format, context)
+            done = self._submission.reply(reply, [(op, 1, 0)])
         else:
             done = self._submission.reply(self._format.done(request), [(op, 1, 0)])
         if done:
@@ -388,16 +384,6 @@ class Connection:
         if read.failed or not read.remaining:
             self._large_read = None
         return True
-
-    def _block_status(self, request: Request) -> bytes:
-        most = 1 if request.flags & _REQ_ONE else _MOST_EXTENTS
-        extents = []
-        asked = min(request.length, _MOST_STATUS_BYTES)
-        for length, written in self._export.written.extents(request.offset, asked):
-            extents.append((length, 0 if written else _STATE_HOLE_ZERO))
-            if len(extents) == most:
-                break
-        return self._format.block_status(request, self._base_allocation or 0, extents)
 
     def _report(self, op: int, errno: int, offset: int, length: int) -> None:
         """Count and log a request that is answered with an error."""

@@ -7,6 +7,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 
+from ..tls import decrypted
 from .lanes import Lane
 
 _LARGEST_RECEIVE = 4 << 20
@@ -71,7 +72,7 @@ class ReceiveLane:
             self._make_room()
         room = min(self._limit() - self.have, _LARGEST_RECEIVE)
         if room <= 0:
-            return -1, False
+            return -1, decrypted(self._sock)
         try:
             count = self._sock.recv_into(self.space[self.have : self.have + room])
         except _WOULD_BLOCK:
