@@ -76,7 +76,7 @@ test: install
 	tests/setup.sh
 	$(BIN)/python tests/run.py
 
-# Twice the RAM twenty times over: two hours, more than a run of all groups has.
+# Twice the RAM twenty times over: an hour, more than a run of all groups has.
 test-vm: export VRAMBLK_TEST_VM_REPEATS ?= 20
 
 test-unit test-wire test-page test-container test-vm test-qemu test-gpu: test-%: install
