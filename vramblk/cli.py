@@ -116,6 +116,10 @@ def make_parser(name: str, *, explicit: bool = True) -> sources.OneLineParser:
 
 
 def _serve(settings: Settings, _: argparse.Namespace) -> int:
+    if settings.mode == "swap" and os.getpid() == 1:
+        from .supervision.processone import stand_between
+
+        stand_between()
     from .supervisor import serve
 
     return serve(settings)

@@ -76,7 +76,7 @@ def prepare(settings: Settings) -> None:
 def leave_data_path() -> None:
     """Give the safeguards back, for a process that may be slow, late or killed (the observer)."""
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    _write_oom_score(0)
+    write_oom_score(0)
     kernel.prctl(kernel.PR_SET_IO_FLUSHER, 0)
     _ignore_refusal(kernel.PR_SET_THP_DISABLE, 0)
 
@@ -241,7 +241,7 @@ def _set_oom_score() -> None:
         with open(_OOM_FILE) as file:
             current = int(file.read())
         if current != OOM_SCORE_ADJ:
-            _write_oom_score(OOM_SCORE_ADJ)
+            write_oom_score(OOM_SCORE_ADJ)
     except OSError as error:
         raise Missing(
             f"{error.strerror}, it takes CAP_SYS_RESOURCE",
@@ -250,7 +250,12 @@ def _set_oom_score() -> None:
         ) from error
 
 
-def _write_oom_score(score: int) -> None:
+def write_oom_score(score: int) -> None:
+    """Of this process; below 0 the out-of-memory killer takes it later, at -1000 never.
+
+    Raises:
+        OSError: lower than it was takes CAP_SYS_RESOURCE.
+    """
     descriptor = os.open(_OOM_FILE, os.O_WRONLY)
     try:
         os.write(descriptor, str(score).encode())

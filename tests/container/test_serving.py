@@ -110,6 +110,7 @@ def test_memory_is_locked(served):
 
 
 def test_the_supervisor_is_process_one_and_reaps(served):
+    """In scratch mode; in swap mode it has to be another: tests/wire/test_process_one.py."""
     assert served.exec("cat", "/proc/1/comm").stdout.startswith("vramblk-superv")
     served.exec("sh", "-c", "(sleep 0.1 &) ; true")
     time.sleep(0.5)

@@ -18,6 +18,7 @@ CASES = {
     "unit_stop": "systemctl stop repeats a swapoff that fails, and nbd-client lives",
     "compose_restart": "docker compose restart waits until swap is off",
     "make_down": "make down refuses while swap cannot be taken off",
+    "supervisor": "the supervisor's death leaves live swap alone, and the container",
     "compose_down": "docker compose down waits until swap is off",
     "docker_restart": "systemctl restart docker waits for the unit to take swap off, which then puts it back",
     "reboot": "a reboot takes swap off before dockerd stops; the boot puts it back",
