@@ -6,6 +6,7 @@
  * order that no read-ahead follows. At least PASSES passes; with UNTIL as long as that file is missing.
  * With SHARE only so manieth page is verified, which takes so much less time.
  * SIGBUS ends it at once; with LOSSES so many pages may go that way: they are left out, and all others still verified.
+ * Then all but those pages is locked: what counts the losses must not be lost.
  * Prints one line for each step. Exit status: 0 all pages as written, 3 a page differs, 4 SIGBUS, 1 no memory.
  */
 #define _GNU_SOURCE
@@ -90,6 +91,7 @@ int main(int argc, char **argv) {
     memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     generation = malloc(pages * sizeof *generation);
     if (memory == MAP_FAILED || !generation) return 1;
+    if (losses_allowed && (mlockall(MCL_CURRENT | MCL_ONFAULT) || munlock(memory, pages * PAGE))) return 1;
     struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
     sigaction(SIGBUS, &action, NULL);
     for (uint32_t pass = 0; pass < passes || (argc > 3 && access(argv[3], F_OK)); pass++) {

@@ -177,8 +177,16 @@ locked_kib() {
     for each in $(data_path); do cat "/proc/$each/smaps_rollup"; done | awk '$1 == "Locked:" { sum += $2 } END { print sum + 0 }'
 }
 
+# A look at nobody would find nothing amiss.
+is_complete() {
+    for each in vramblk-supervi vramblk-engine vramblk-worker; do
+        [ -n "$(pid_of "$each")" ] || fail "no $each is in the data path"
+    done
+}
+
 # Major faults, maps and threads of the data path, into /run/NAME.*
 photograph() { # name
+    is_complete
     for each in $(data_path); do
         read -r name <"/proc/$each/comm"
         # Field 12 of stat, counted behind the name, which may hold anything.
@@ -212,6 +220,7 @@ compare_server() {
 
 # Promise 3, read from the kernel for every thread: flags 0x180000 (field 9) and policy 1 (field 41).
 threads_are_safe() {
+    is_complete
     for each in $(data_path); do
         for thread in "/proc/$each/task"/*; do
             # shellcheck disable=SC2046  # fields

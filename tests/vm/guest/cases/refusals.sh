@@ -65,7 +65,11 @@ start_program "$vramblk" --device map:/dev/mmapper --size 16M --listen-addr unix
 expect 1 'up with a server in scratch mode' vramblk-swap up
 stop_server
 python=$VM_ROOT/.venv/bin/python
+start_server
+rm /run/vramblk/nbd.sock
 "$python" -c 'import socket; socket.socket(socket.AF_UNIX).bind("/run/vramblk/nbd.sock")'
-expect 1 'up with a dead socket' vramblk-swap up
+expect 1 'up with a dead socket beside a server that says it is ready' vramblk-swap up
 expect 1 'up --force with a dead socket' vramblk-swap up --force
+swapon_seen && fail 'there is swap on a dead socket'
 [ ! -e /run/vramblk-swap/records ] || fail 'records are left'
+stop_server

@@ -10,7 +10,6 @@ touch /run/enough
 verified 'supervisor killed in the middle: every page as written'
 expect 1 'up refuses the swap whose supervisor is gone' vramblk-swap up
 expect 0 'down works without the supervisor' vramblk-swap down
-until_true 60 test -z "$(data_path)" || true
-sleep 5
-[ -z "$(data_path)" ] || fail "left behind: $(data_path)"
+is_gone() { [ -z "$(data_path)" ]; }
+until_true 60 is_gone || fail "left behind: $(data_path)"
 pass 'worker and engine end once the last client has gone'
