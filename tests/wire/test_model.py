@@ -1,4 +1,4 @@
-"""Random programs of requests over several connections against a bytearray, by Hypothesis.
+"""Promise 19: random programs of requests over several connections against a bytearray, by Hypothesis.
 
 Each program starts from a zeroed export. Connections speak simple, structured and extended
 replies; all of them see one disk. Programs are the same in every run unless VRAMBLK_TEST_EXPLORE=1, which also looks
