@@ -102,6 +102,8 @@ def lock_memory(settings: Settings, *, warn: bool = False) -> int | None:
         if swap:
             _require_lock_limit()
         _lock(future=_unlimited())
+        if swap:
+            _populate_code()
     except (Missing, OSError) as error:
         missing = error if isinstance(error, Missing) else _lock_refused(error)
         if swap:
@@ -113,8 +115,6 @@ def lock_memory(settings: Settings, *, warn: bool = False) -> int | None:
             "memory_not_locked", detail=missing.detail, remedy=missing.remedy
         )
         return None
-    if swap:
-        _populate_code()
     return locked_bytes(os.getpid())
 
 
@@ -334,7 +334,7 @@ def _populate_code() -> None:
             except OSError as error:
                 # ENOMEM is also what a piece beyond the end of its file gives, which nothing can touch.
                 if error.errno != errno.ENOMEM:
-                    raise _lock_refused(error) from error
+                    raise
 
 
 def _ignore_refusal(option: int, argument: int) -> bool:

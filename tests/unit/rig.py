@@ -1,10 +1,10 @@
-"""A client's socket, the connection that serves it, and the engine behind it on a plain memory, in one process."""
+"""A client's socket, the connection that serves it, and the engine behind it, in one process."""
 
 from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import structlog
 
 from tests.unit.plain_memory import PlainMemory
 from vramblk.executor import Executor
-from vramblk.memory.base import Batch
+from vramblk.memory.base import Batch, Memory
 from vramblk.nbd.replies import ReplyFormat
 from vramblk.serving.connection import Connection
 from vramblk.serving.lanes import SMALLEST, Lanes
@@ -21,6 +21,7 @@ from vramblk.serving.submission import ExportView
 from vramblk.settings import load_settings
 from vramblk.shared.context import make_shared
 from vramblk.shared.ring import SubmissionRing
+from vramblk.shared.window import Window
 
 SIZE = 4 << 20
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS = range(8)
@@ -34,7 +35,7 @@ class Rig:
     connection: Connection
     submitter: Submitter
     engine: Executor
-    memory: PlainMemory
+    memory: Any
     written: Any
     export: ExportView
 
@@ -107,12 +108,18 @@ def make(
     arena_bytes: int | None = None,
     before: Callable[[PlainMemory, Batch], None] = lambda memory, batch: None,
     lane_bytes: int = 4 * SMALLEST,
+    open_memory: Callable[[Sequence[Window]], Memory] | None = None,
 ) -> Rig:
-    """A rig on a pair of sockets; ``before`` as for PlainMemory."""
+    """A rig on a pair of sockets: on a plain memory, with ``before`` as there, or on what ``open_memory`` opens."""
     shared = make_shared(load_settings(["--allow-cpu", "--size", "4M"], {}), 1, lane_bytes, lane_bytes, 2)
-    memory = PlainMemory(SIZE, shared.windows, arena_bytes, before)
+    memory: Any
+    if open_memory is None:
+        memory = PlainMemory(SIZE, shared.windows, arena_bytes, before)
+    else:
+        memory = open_memory(shared.windows)
+        memory.attach(shared.windows)
     shared.written[0].resize(SIZE)
-    engine = Executor(shared, [memory])  # type: ignore[list-item]
+    engine = Executor(shared, [memory])
     for each in (client, server):
         each.setblocking(False)
     window = shared.windows[0]

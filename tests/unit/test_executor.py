@@ -74,7 +74,7 @@ def test_nothing_is_acknowledged_before_it_is_executed(make_rig: MakeRig) -> Non
 
 
 def test_an_error_hits_only_the_request_it_belongs_to(make_rig: MakeRig) -> None:
-    """One bad range in a run: that request says EIO, its neighbours carry data, the connection lives."""
+    """Promise 12: one bad range in a run: that request says EIO, its neighbours carry data, the connection lives."""
 
     def fail_over_64k(memory: PlainMemory, batch: Batch) -> None:
         for run in (*batch.reads, *batch.writes):

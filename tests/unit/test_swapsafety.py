@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -13,7 +14,25 @@ import pytest
 
 from vramblk import kernel, swapsafety
 from vramblk.errors import PreconditionError
+from vramblk.memory.devices import CPU, discover
 from vramblk.settings import Settings, load_settings
+
+#: What a machine that can serve swap grants, apart from the safeguards that are inherited.
+GRANTED = """
+import errno, os, sys
+from vramblk import cli, kernel, swapsafety
+
+def refuse(number, process=""):
+    if kernel.status_field("Name").startswith(process):
+        raise OSError(number, os.strerror(number))
+
+kernel.mlockall = kernel.mlock = lambda *_: None
+swapsafety._unlimited = lambda: True
+swapsafety.require_device_memory = lambda _: None
+swapsafety.verify_threads = lambda _: []
+swapsafety.leave_data_path = lambda: None
+"""
+INHERITED = ("_set_io_flusher", "_set_oom_score", "_set_realtime")
 
 
 def settings(*arguments: str) -> Settings:
@@ -27,6 +46,29 @@ def in_child(code: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def refusal(lacks: str, *arguments: str, taken: str = "") -> str:
+    """The one line of a server in swap mode that leaves with exit status 78.
+
+    Args:
+        lacks: code that makes it lack something.
+        taken: of ``INHERITED``, the safeguard that it really takes; the others count as granted.
+    """
+    granted = "".join(f"swapsafety.{name} = lambda: None\n" for name in INHERITED if name != taken)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        memory = Path(directory, "memory")
+        memory.write_bytes(bytes(1 << 20))
+        done = subprocess.run(
+            [sys.executable, "-c", f"{GRANTED}{granted}{lacks}\nsys.exit(cli.main(sys.argv[1:]))",
+             "--mode", "swap", "--listen-addr", f"unix:{directory}/s", "--status-socket", "off", "--workers", "1",
+             *(arguments or ("--device", f"map:{memory}", "--map-overwrite")), "--size", "1M"],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 78, done.stdout + done.stderr
+    assert '"event":"ready"' not in done.stdout
+    (line,) = done.stderr.splitlines()
+    return line.removeprefix("vramblk: ")
 
 
 @pytest.mark.skipif(not kernel.held_capabilities() >> kernel.CAP_IPC_LOCK & 1, reason="requires CAP_IPC_LOCK")
@@ -122,3 +164,65 @@ def test_threads_without_safeguards_are_named() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     assert swapsafety.verify_threads([child]) == [f"process {child} is gone"]
+
+
+def test_a_low_oom_score_is_refused_by_name() -> None:
+    """Promise 4, with IO_FLUSHER granted, which takes the same capability and is asked for before."""
+    line = refusal(
+        "held = kernel.held_capabilities() & ~(1 << kernel.CAP_SYS_RESOURCE); kernel.set_capabilities(held, held)",
+        taken="_set_oom_score",
+    )
+    assert line.startswith(
+        "swap mode needs oom_score_adj -1000: Permission denied, it takes CAP_SYS_RESOURCE; run as root on the host, "
+        "or give the container SYS_RESOURCE"
+    )
+    assert line.endswith("or start it with that score (oom_score_adj of Compose, OOMScoreAdjust of systemd)")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "said"),
+    [
+        (
+            "1 << kernel.CAP_SYS_NICE",
+            "swap mode needs SCHED_FIFO: Operation not permitted although CAP_SYS_NICE is held, so this cgroup has a "
+            "real-time budget of 0; give it one (cpu.rt_runtime_us of the cgroup, --cpu-rt-runtime of Docker) "
+            "or use a kernel without CONFIG_RT_GROUP_SCHED",
+        ),
+        (
+            "~(1 << kernel.CAP_SYS_NICE)",
+            "swap mode needs SCHED_FIFO: Operation not permitted, it takes CAP_SYS_NICE or a limit of real-time "
+            "priority; run as root on the host, or give the container SYS_NICE or ulimit rtprio "
+            "(compose.swap.yaml does)",
+        ),
+    ],
+)
+def test_real_time_scheduling_is_refused_by_name(capabilities: str, said: str) -> None:
+    """Promise 4: without the capability that is what is missing; with it, a budget of real time."""
+    lacks = f"""
+os.sched_setscheduler = lambda *_: refuse(errno.EPERM)
+kernel.held_capabilities = lambda: {capabilities}
+"""
+    assert refusal(lacks, taken="_set_realtime") == said
+
+
+@pytest.mark.parametrize("process", ("vramblk-engine", "vramblk-worker", "vramblk-superv"))
+@pytest.mark.parametrize(
+    ("call", "number", "why"),
+    [
+        ("mlockall", "errno.ENOMEM", "Cannot allocate memory"),
+        ("mlock", "errno.EAGAIN", "Resource temporarily unavailable"),
+    ],
+)
+def test_memory_that_cannot_be_locked_is_refused_by_name(process: str, call: str, number: str, why: str) -> None:
+    """Promise 4, in each process of the data path: all that it has, or the code that is to be resident."""
+    said = f"swap mode needs locked memory: mlockall: {why}; free memory, or look at the limits of the container"
+    assert refusal(f"kernel.{call} = lambda *_: refuse({number}, {process!r})") == said
+
+
+def test_a_cpu_is_no_device_for_swap() -> None:
+    """Promise 4: whatever --allow-cpu says, swap in system RAM would be absurd."""
+    cpu = next(device for device in discover() if device.type == CPU)
+    which = ("--allow-cpu", "--platform", str(cpu.platform_index), "--device", str(cpu.device_index))
+    assert refusal("", *which) == (
+        f"{cpu.label} is system RAM, and swap mode needs a GPU or a map: device; name one, or --mode scratch"
+    )

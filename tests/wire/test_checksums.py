@@ -1,4 +1,4 @@
-"""``--verify-reads`` end to end: bits are flipped in the file that a server maps, from outside.
+"""Promise 13 end to end, ``--verify-reads``: bits are flipped in the file that a server maps, from outside.
 
 Needs: libnbd's Python binding for the real client, fio for the load.
 """

@@ -280,7 +280,7 @@ class MemoryContract:
         assert all(0 <= lo < hi <= size for lo, hi in found)
 
     def test_proof_leaves_zeroes(self, rig: Rig) -> None:
-        """A proven export is all zero, as is one after zero_all."""
+        """Promises 14 and 15: a proven export is all zero, as is one after zero_all."""
         rig.memory.prove()
         assert not rig.content().any()
         rig.memory.fill(0, rig.memory.size_bytes, Pattern.ADDRESS)

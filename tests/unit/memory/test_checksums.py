@@ -1,4 +1,4 @@
-"""Checksums: what they catch, that they follow every write, and that a bad block never looks good again.
+"""Promise 13: what checksums catch, that they follow every write, and that a bad block never looks good again.
 
 Bits are flipped behind the memory's back, in the OpenCL buffer or through another mapping of the file.
 Needs the CPU OpenCL that the project's test extra brings.
