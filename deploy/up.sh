@@ -3,7 +3,8 @@
 #
 #   deploy/up.sh up|down|logs|status
 #
-# With SWAP=1 `up` starts the server in swap mode and then turns swap on; `down` takes swap off first, if it is on.
+# With SWAP=1 `up` starts the server in swap mode, then turns swap on and starts vramblk-swap.service, if that is enabled;
+# `down` takes swap off first, if it is on.
 # `up` chooses the compose files for this host's GPU, keeps the choice in .env, builds, starts, waits until the server
 # is healthy and says how to connect. What the user wrote to .env or the environment is never changed: the choice that
 # `up` made itself stands below a mark that repeats it, and only while the two are the same may `up` change it.
@@ -13,6 +14,7 @@ set -eu
 
 cd "$(dirname "$0")/.."
 base_image=debian:trixie-slim
+swap_unit=vramblk-swap.service
 # The files of another root directory are looked at in the tests only.
 host=${VRAMBLK_HOST_ROOT:-}
 
@@ -388,6 +390,10 @@ host_script() {
     [ -z "$run_dir" ] ||
         set -- "VRAMBLK_NBD_SOCKET=$run_dir/nbd.sock" "VRAMBLK_STATUS_SOCKET=$run_dir/status.sock" "$@"
     case $1 in VRAMBLK_*) set -- env "$@" ;; esac
+    as_root "$@"
+}
+
+as_root() {
     [ "$(id -u)" = 0 ] || set -- sudo "$@"
     say "+ $*"
     "$@"
@@ -481,12 +487,26 @@ up() {
     wait_until_healthy "$(container)"
     if [ "${SWAP:-}" = 1 ]; then
         host_script up || fail 1 'the server is healthy, but swap is not on; see above, then: sudo host/vramblk-swap up'
+        start_unit
     fi
     say_how_to_connect
 }
 
+# Only while it is active does the unit take swap off before dockerd or the machine stops. It finds swap on and changes
+# nothing. It is not what turns swap on here: it does not know .env, and tells the reason of a failure to the journal.
+start_unit() {
+    systemctl is-enabled --quiet "$swap_unit" 2>/dev/null && ! systemctl is-active --quiet "$swap_unit" || return 0
+    as_root systemctl start "$swap_unit" ||
+        fail 1 "swap is on, but $swap_unit does not start, which takes it off before Docker stops; see: systemctl status" \
+            "$swap_unit"
+}
+
+# The unit ends after swap: left active, it would wait for the container at the next restart of dockerd.
 take_swap_off() {
     host_script down || fail 1 'swap cannot be taken off, so the container is not stopped; see: sudo host/vramblk-swap status'
+    if systemctl is-active --quiet "$swap_unit" 2>/dev/null; then
+        as_root systemctl stop "$swap_unit" || fail 1 "swap is off, but $swap_unit does not stop; see: systemctl status $swap_unit"
+    fi
 }
 
 down() {

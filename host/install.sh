@@ -6,6 +6,10 @@
 # DESTDIR is put before every path, for packages; PREFIX is /usr/local unless set. Without DESTDIR and with systemd
 # running the units are enabled, or disabled first. Swap that is on is neither started nor stopped by an install;
 # an uninstall is refused while it is on.
+#
+# SERVER_UNIT is the unit before whose stop vramblk-swap.service takes swap off, or none. Unless set it is
+# docker.service, but none on a running host that has no such unit: what is required but not there keeps the unit from
+# starting, and no drop-in can take a Requires= away.
 set -eu
 
 cd "$(dirname "$0")"
@@ -13,15 +17,37 @@ destination=${DESTDIR:-}
 sbindir=${PREFIX:-/usr/local}/sbin
 unitdir=${UNITDIR:-/etc/systemd/system}
 units='vramblk-swap.service vramblk-swap-sleep.service'
+# Another root directory is looked at in the tests only.
+run=${VRAMBLK_TEST_ROOT-}/run
 
-live_systemd() { [ -z "$destination" ] && [ -d /run/systemd/system ]; }
+live_systemd() { [ -z "$destination" ] && [ -d "$run/systemd/system" ]; }
+
+choose_server_unit() {
+    server_unit=${SERVER_UNIT:-docker.service}
+    if [ -z "${SERVER_UNIT:-}" ] && live_systemd && ! systemctl cat docker.service >/dev/null 2>&1; then
+        server_unit=none
+        echo 'vramblk-swap: there is no docker.service here, so vramblk-swap.service waits for no other unit; if a unit' \
+            'runs the server: sudo make install-host SERVER_UNIT=NAME.service'
+    fi
+    case $server_unit in
+    none) tie='/^Requires=docker\.service$/d; s/^After=docker\.service /After=/' ;;
+    *[!A-Za-z0-9:_.@-]*) tie='' ;;
+    *.service) tie="/^[A-Z][a-z]*=docker\\.service/s/docker\\.service/$server_unit/" ;;
+    *) tie='' ;;
+    esac
+    if [ -z "$tie" ]; then
+        echo "SERVER_UNIT=$server_unit: allowed are NAME.service and none" >&2
+        exit 2
+    fi
+}
 
 case ${1:-} in
 install)
+    choose_server_unit
     install -D -m 755 vramblk-swap "$destination$sbindir/vramblk-swap"
     install -d -m 755 "$destination$unitdir"
     for unit in $units; do
-        sed "s|@sbindir@|$sbindir|" "systemd/$unit" >"$destination$unitdir/$unit"
+        sed -e "s|@sbindir@|$sbindir|" -e "$tie" "systemd/$unit" >"$destination$unitdir/$unit"
         chmod 644 "$destination$unitdir/$unit"
     done
     if live_systemd; then
@@ -35,7 +61,7 @@ install)
     fi
     ;;
 uninstall)
-    if [ -z "$destination" ] && [ -s /run/vramblk-swap/records ]; then
+    if [ -z "$destination" ] && [ -s "$run/vramblk-swap/records" ]; then
         echo "vramblk-swap: swap is on; type first: sudo $sbindir/vramblk-swap down" >&2
         exit 1
     fi
@@ -48,7 +74,7 @@ uninstall)
     if live_systemd; then systemctl daemon-reload; fi
     ;;
 *)
-    echo 'usage: host/install.sh install|uninstall (DESTDIR, PREFIX and UNITDIR from the environment)' >&2
+    echo 'usage: host/install.sh install|uninstall (DESTDIR, PREFIX, UNITDIR and SERVER_UNIT from the environment)' >&2
     exit 2
     ;;
 esac

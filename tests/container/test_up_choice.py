@@ -41,6 +41,18 @@ case "$*" in
 esac
 """
 
+# Without the unit, unless a file of the test says otherwise.
+SYSTEMCTL = """#!/bin/sh
+echo "systemctl $*" >>"$TEST/calls"
+case "$*" in
+    'is-enabled --quiet vramblk-swap.service') [ -e "$TEST/unit-enabled" ] ;;
+    'is-active --quiet vramblk-swap.service') [ -e "$TEST/unit-active" ] ;;
+    'start vramblk-swap.service') [ ! -e "$TEST/unit-ill" ] && touch "$TEST/unit-active" ;;
+    'stop vramblk-swap.service') [ ! -e "$TEST/unit-ill" ] && rm "$TEST/unit-active" ;;
+    *) exit 99 ;;
+esac
+"""
+
 
 @dataclass
 class Host:
@@ -124,6 +136,7 @@ def host(tmp_path: Path) -> Host:
     made.script("exit 1")
     made.program("docker", DOCKER)
     made.program("id", "#!/bin/sh\necho 0\n")
+    made.program("systemctl", SYSTEMCTL)
     made.program("nvidia-smi", "#!/bin/sh\nexit 9\n")
     return made
 
@@ -625,6 +638,46 @@ def test_swap_1_starts_the_server_and_then_swap(host):
     assert host.calls.index("compose up -d") < host.calls.index("vramblk-swap up")
 
 
+def test_swap_1_starts_the_enabled_unit_once_swap_is_on(gpu_host):
+    """Only an active unit takes swap off before dockerd stops."""
+    assert gpu_host.run(SWAP="1").returncode == 0
+    assert "systemctl start" not in gpu_host.calls, "it is not installed"
+    gpu_host.write("unit-enabled")
+    done = gpu_host.run(SWAP="1")
+    assert done.returncode == 0 and "+ systemctl start vramblk-swap.service\n" in done.stdout
+    assert gpu_host.calls.index("vramblk-swap up") < gpu_host.calls.index("systemctl start")
+    assert gpu_host.run(SWAP="1").returncode == 0
+    assert gpu_host.calls.count("systemctl start") == 1, "it is active"
+    assert gpu_host.run().returncode == 0
+    assert gpu_host.calls.count("systemctl start") == 1
+
+
+def test_a_unit_that_does_not_start_is_said(gpu_host):
+    gpu_host.write("unit-enabled")
+    gpu_host.write("unit-ill")
+    refused(gpu_host.run(SWAP="1"), 1, "swap is on, but vramblk-swap.service does not start")
+    gpu_host.script("exit 1")
+    refused(gpu_host.run(SWAP="1"), 1, "swap is not on")
+    assert gpu_host.calls.count("systemctl start") == 1, "only where swap is on"
+
+
+def test_down_stops_the_unit_between_swap_and_the_container(host):
+    host.write("host/run/vramblk-swap/records", "swapon /dev/nbd0\n")
+    host.write("unit-active")
+    refused(host.run("down"), 1, "swap cannot be taken off")
+    assert "systemctl stop" not in host.calls, "it still has swap to take off"
+    host.script("exit 0")
+    host.write("unit-ill")
+    refused(host.run("down"), 1, "swap is off, but vramblk-swap.service does not stop")
+    assert "compose down" not in host.calls
+    (host.directory / "unit-ill").unlink()
+    assert host.run("down").returncode == 0
+    assert host.calls.rindex("vramblk-swap down") < host.calls.rindex("systemctl stop")
+    assert host.calls.rindex("systemctl stop") < host.calls.index("compose down")
+    assert host.run("down").returncode == 0
+    assert host.calls.count("systemctl stop") == 2, "it is not active any more"
+
+
 def test_mapped_memory_is_not_called_the_hosts(host):
     """No GPU, but a PCI BAR or the like: swap is allowed, and the warning about main memory would be wrong."""
     host.script("exit 0")
@@ -673,7 +726,8 @@ def test_the_host_script_is_told_what_is_not_as_usual(host):
     host.write("clone/.env", "VRAMBLK_RUN_DIR=/srv/run\nVRAMBLK_EXPORT_NAME=fast one\n")
     host.script('env | grep -E "^VRAMBLK_(NBD_SOCKET|STATUS_SOCKET|EXPORT_NAME)=" | sort >>"$TEST/calls"')
     assert host.run(SWAP="1").returncode == 0
-    assert host.calls.splitlines()[-3:] == [
+    lines = [line for line in host.calls.splitlines() if not line.startswith("systemctl")]
+    assert lines[-3:] == [
         "VRAMBLK_EXPORT_NAME=fast one", "VRAMBLK_NBD_SOCKET=/srv/run/nbd.sock",
         "VRAMBLK_STATUS_SOCKET=/srv/run/status.sock",
     ]  # fmt: skip

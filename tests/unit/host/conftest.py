@@ -47,6 +47,7 @@ nbd-client)
         echo 77 >"$t/sys/block/${3#/dev/}/pid"
         mkdir -p "$t/proc/77"
         printf '%s\0' @bd-client "$@" >"$t/proc/77/cmdline"
+        [ ! -e "$STUB_HOME/no-oom-score" ] || mkdir "$t/proc/77/oom_score_adj"
         [ -e "$STUB_HOME/no-size" ] || echo 2097152 >"$t/sys/block/${3#/dev/}/size" ;;
     esac ;;
 swapon)
@@ -60,8 +61,13 @@ systemd-run)
     shift
     exec "$@" ;;
 systemctl)
-    case $1 in --version) echo "systemd ${STUB_SYSTEMD:-252} (252.39)"; exit 0 ;; esac
-    echo "${STUB_UNIT:-disabled}"; [ "${STUB_UNIT:-}" = enabled ] ;;
+    case $* in
+    --version) echo "systemd ${STUB_SYSTEMD:-252} (252.39)" ;;
+    'is-enabled vramblk-swap.service') echo "${STUB_ENABLED:-disabled}"; [ "${STUB_ENABLED:-}" = enabled ] ;;
+    'is-active vramblk-swap.service') echo "${STUB_ACTIVE:-inactive}"; [ "${STUB_ACTIVE:-}" = active ] ;;
+    'show --property=Requires vramblk-swap.service') echo "Requires=${STUB_REQUIRES:-sysinit.target docker.service}" ;;
+    *) echo "the stub knows no systemctl $*" >&2; exit 99 ;;
+    esac ;;
 docker)
     case $* in
     *LiveRestore*) echo "${STUB_LIVE_RESTORE:-false}" ;;

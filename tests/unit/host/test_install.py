@@ -13,7 +13,7 @@ HOST = Path(__file__).resolve().parents[3] / "host"
 
 
 def install(directory: Path, command: str, prefix: str = "/usr/local") -> None:
-    environment = {**os.environ, "DESTDIR": str(directory), "PREFIX": prefix}
+    environment = {"SERVER_UNIT": "", **os.environ, "DESTDIR": str(directory), "PREFIX": prefix}
     subprocess.run([HOST / "install.sh", command], env=environment, check=True, capture_output=True)
 
 
@@ -55,6 +55,59 @@ def test_the_boot_unit_holds_dockerd_back_until_swap_is_off(tmp_path: Path) -> N
     assert "ExecStop=/usr/local/sbin/vramblk-swap down --wait" in unit
     assert "TimeoutStopSec=infinity" in unit and "ManagedOOMPreference=omit" in unit
     assert not any("swap.target" in line for line in unit if not line.startswith("#")), "that makes a cycle"
+
+
+@pytest.mark.parametrize(
+    ("server_unit", "tied"),
+    [("vramblk@0.service", ["Requires=vramblk@0.service", "After=vramblk@0.service local-fs.target"]),
+     ("none", ["After=local-fs.target"])],
+)  # fmt: skip
+def test_the_boot_unit_can_be_tied_to_another_unit_or_none(
+    tmp_path: Path, server_unit: str, tied: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVER_UNIT", server_unit)
+    install(tmp_path, "install")
+    unit = lines(tmp_path, "vramblk-swap.service")
+    assert [line for line in unit if line.startswith(("Requires=", "After="))] == tied
+
+
+@pytest.mark.parametrize("server_unit", ["docker", "a b.service", "a|b.service", "a/b.service"])
+def test_a_server_unit_that_is_none_is_refused(tmp_path: Path, server_unit: str) -> None:
+    environment = {**os.environ, "DESTDIR": str(tmp_path), "SERVER_UNIT": server_unit}
+    done = subprocess.run([HOST / "install.sh", "install"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and f"SERVER_UNIT={server_unit}: allowed" in done.stderr
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("docker", [True, False])
+def test_a_running_host_without_docker_gets_a_unit_that_can_start(tmp_path: Path, docker: bool) -> None:
+    systemctl = tmp_path / "bin/systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text(
+        f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\ncase $* in cat*docker.service) exit {int(not docker)} ;; esac\n'
+    )
+    systemctl.chmod(0o755)
+    (tmp_path / "root/run/systemd/system").mkdir(parents=True)
+    environment = {
+        **os.environ, "PATH": f"{systemctl.parent}:{os.environ['PATH']}", "VRAMBLK_TEST_ROOT": f"{tmp_path}/root",
+        "PREFIX": f"{tmp_path}/usr", "UNITDIR": f"{tmp_path}/etc/systemd/system", "DESTDIR": "", "SERVER_UNIT": "",
+    }  # fmt: skip
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([HOST / "install.sh", command], env=environment, capture_output=True, text=True)
+
+    done = run("install")
+    assert done.returncode == 0, done.stderr
+    assert ("Requires=docker.service" in lines(tmp_path, "vramblk-swap.service")) == docker
+    assert ("SERVER_UNIT=NAME.service" in done.stdout) != docker
+    units = "vramblk-swap.service vramblk-swap-sleep.service"
+    assert (tmp_path / "calls").read_text().splitlines()[1:] == ["daemon-reload", f"enable {units}"]
+    (tmp_path / "root/run/vramblk-swap").mkdir()
+    (tmp_path / "root/run/vramblk-swap/records").write_text("swapon /dev/nbd0\n")
+    assert run("uninstall").returncode == 1, "swap is on"
+    (tmp_path / "root/run/vramblk-swap/records").unlink()
+    assert run("uninstall").returncode == 0 and not list(tmp_path.rglob("vramblk-swap*.service"))
+    assert f"disable {units}" in (tmp_path / "calls").read_text()
 
 
 def test_the_sleep_unit_is_required_by_every_way_to_sleep(tmp_path: Path) -> None:

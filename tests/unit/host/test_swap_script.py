@@ -19,14 +19,16 @@ ATTACH = (
     "nbd-client -unix /run/vramblk/nbd.sock /dev/nbd0 -name vram -nonetlink -swap -systemd-mark -b 4096"
 )  # fmt: skip
 MKSWAP = "mkswap --label vramblk --uuid 11111111-2222-3333-4444-555555555555 /dev/nbd0"
+UP = ["modprobe nbd nbds_max=16 max_part=0", ATTACH, MKSWAP, "swapon --priority 200 /dev/nbd0"]
+PAGE_CLUSTER, MIN_FREE = "/proc/sys/vm/page-cluster", "/proc/sys/vm/min_free_kbytes"
+#: Nothing of Docker's that could end the server.
+SAFE = {"STUB_ENABLED": "enabled", "STUB_ACTIVE": "active", "STUB_GRACE": "86400", "STUB_RESTART": "no"}
 
 
 def test_up_does_everything_in_order(host: Host) -> None:
     result = host.run("up")
     assert result.returncode == 0, result.stderr
-    assert host.calls() == [
-        "modprobe nbd nbds_max=16 max_part=0", ATTACH, MKSWAP, "swapon --priority 200 /dev/nbd0",
-    ]  # fmt: skip
+    assert host.calls() == UP
     assert host.read("/sys/block/nbd0/queue/read_ahead_kb") == "0"
     assert host.read("/sys/block/nbd0/queue/scheduler") == "none"
     assert host.read("/proc/sys/vm/page-cluster") == "0"
@@ -62,53 +64,108 @@ def test_down_takes_swap_off_first_and_restores_everything(host: Host) -> None:
     assert again.returncode == 0 and "no swap" in again.stderr and host.calls() == []
 
 
+DETACH, UNLOAD = "nbd-client -d /dev/nbd0", "modprobe -r nbd"
+#: What fails; the exit status, how many commands of UP are given, the failing one included, and what undoes them.
 FAILURES = {
-    "modprobe": (78, []),
+    "modprobe": (78, 1, []),
+    "no devices": (78, 1, [UNLOAD]),
+    "no free device": (1, 1, [UNLOAD]),
+    "named device": (1, 1, [UNLOAD]),
+    "systemd-run": (1, 1, [UNLOAD]),
     # Not "nbd-client -d": it has attached nothing, and somebody else may have been faster.
-    "nbd-client": (1, ["modprobe -r nbd"]),
-    "no-size": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
-    "mkswap": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
-    "swapon": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
-    "swapon-lies": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
-    "/proc/sys/vm/min_free_kbytes": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
-    "/proc/sys/vm/page-cluster": (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
-    CGROUP: (1, ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]),
+    "nbd-client": (1, 2, [UNLOAD]),
+    "no-size": (1, 2, [DETACH, UNLOAD]),
+    "/sys/block/nbd0/queue/read_ahead_kb": (1, 2, [DETACH, UNLOAD]),
+    "/sys/block/nbd0/queue/scheduler": (1, 2, [DETACH, UNLOAD]),
+    "mkswap": (1, 3, [DETACH, UNLOAD]),
+    MIN_FREE: (1, 3, [DETACH, UNLOAD]),
+    PAGE_CLUSTER: (1, 3, [DETACH, UNLOAD]),
+    CGROUP: (1, 3, [DETACH, UNLOAD]),
+    "swapon": (1, 4, [DETACH, UNLOAD]),
+    "swapon-lies": (1, 4, [DETACH, UNLOAD]),
 }
 
 
-@pytest.mark.parametrize("point", FAILURES)
-def test_every_failure_of_up_undoes_exactly_what_was_done(host: Host, point: str) -> None:
-    if point.startswith("/"):
+def make_fail(host: Host, point: str) -> dict[str, str]:
+    """Arranges for `up` to fail there; the environment that it takes."""
+    make = host.home / "make-devices"
+    if point == "no devices":
+        make.write_text('#!/bin/sh\nmkdir -p "$VRAMBLK_TEST_ROOT/sys/module/nbd"\n')
+    elif point == "no free device":
+        make.write_text(make.read_text() + 'for n in 0 1; do echo 8 >"$t/sys/block/nbd$n/size"; done\n')
+    elif point == "named device":
+        return {"VRAMBLK_NBD_DEVICE": "/dev/nbd7"}
+    elif point.startswith("/sys/block"):
+        make.write_text(make.read_text() + f'rm "$t{point}"; mkdir "$t{point}"\n')
+    elif point.startswith("/"):
         host.path(point).unlink()
         host.path(point).mkdir()
     elif point in ("no-size", "swapon-lies"):
         (host.home / point).touch()
     else:
+        if point == "systemd-run":
+            host.path("/run/systemd/system").mkdir(parents=True)
         host.fail(point)
+    return {}
+
+
+def writes(lines: list[str]) -> list[str]:
+    """The settings that are written in these lines of the script."""
+    return [line.partition(" > ")[2] for line in lines if line.startswith("+ echo ")]
+
+
+@pytest.mark.parametrize("point", FAILURES)
+def test_every_failure_of_up_undoes_exactly_what_was_done(host: Host, point: str) -> None:
+    status, made, undone = FAILURES[point]
+    environment = make_fail(host, point)
+    before = host.state()
+    result = host.run("up", **environment)
+    assert result.returncode == status, result.stderr
+    assert host.state() == before
+    assert host.calls("systemd-run ") == UP[:made] + undone
+    assert not host.path("/run/vramblk-swap/records").exists()
+    lines = result.stderr.splitlines()
+    undoing = lines.index("vramblk-swap: undoing what was done")
+    assert writes(lines[undoing:]) == [path for path in reversed(writes(lines[:undoing])) if path != point]
+
+
+def test_settings_are_undone_from_the_last_to_the_first(host: Host) -> None:
+    host.fail("swapon")
+    lines = host.run("up").stderr.splitlines()
+    undoing = lines.index("vramblk-swap: undoing what was done")
+    assert [line.removeprefix("+ ") for line in lines[undoing + 1 :] if line.startswith("+ ")] == [
+        f"echo max > {CGROUP}",
+        f"echo 3 > {PAGE_CLUSTER}",
+        f"echo 45056 > {MIN_FREE}",
+        "echo mq-deadline > /sys/block/nbd0/queue/scheduler",
+        "echo 128 > /sys/block/nbd0/queue/read_ahead_kb",
+        DETACH,
+        UNLOAD,
+    ]
+
+
+def test_a_value_that_reads_back_differently_fails_and_is_put_back(host: Host) -> None:
+    """As from a kernel that bends what is written to what it allows; the first to read it sees that."""
+    sed, page_cluster = host.home / "bin" / "sed", host.path(PAGE_CLUSTER)
+    sed.write_text(
+        f'#!/bin/sh\nif [ "$(cat {page_cluster})" = 0 ]; then echo 1 >{page_cluster}; fi\n'
+        f'exec {shutil.which("sed")} "$@"\n'
+    )
+    sed.chmod(0o755)
     before = host.state()
     result = host.run("up")
-    wanted, undone = FAILURES[point]
-    assert result.returncode == wanted, result.stderr
-    assert host.state() == before
-    calls = host.calls()
-    failed_at = next(
-        (i for i, call in enumerate(calls) if call.startswith(point)), len(calls) - len(undone) - 1
-    )
-    assert calls[failed_at + 1 :] == undone
-    assert calls[0] == "modprobe nbd nbds_max=16 max_part=0"
-    assert not host.path("/run/vramblk-swap/records").exists()
+    assert result.returncode == 1 and f"{PAGE_CLUSTER} is 1 after 0 was written to it" in result.stderr
+    assert host.calls() == [*UP[:3], DETACH, UNLOAD]
+    assert host.state() == before and "left as it is" not in result.stderr
 
 
-@pytest.mark.parametrize("file", ["read_ahead_kb", "scheduler"])
-def test_a_queue_setting_that_cannot_be_written_undoes_the_attach(host: Host, file: str) -> None:
-    make = host.home / "make-devices"
-    make.write_text(
-        make.read_text() + f'rm "$t/sys/block/nbd0/queue/{file}"; mkdir "$t/sys/block/nbd0/queue/{file}"\n'
-    )
+def test_an_nbd_client_that_the_oom_killer_may_choose_is_said(host: Host) -> None:
+    """It is no reason to fail: where it may not be set, `up` has no way to do better."""
+    (host.home / "no-oom-score").touch()
     before = host.state()
-    assert host.run("up").returncode == 1
-    assert host.calls()[-2:] == ["nbd-client -d /dev/nbd0", "modprobe -r nbd"]
-    assert host.state() == before
+    result = host.run("up")
+    assert result.returncode == 0 and "the OOM killer may choose nbd-client (pid 77)" in result.stderr
+    assert host.run("down").returncode == 0 and host.state() == before
 
 
 def load_module(host: Host) -> None:
@@ -357,6 +414,22 @@ def test_a_connection_that_is_gone_is_a_lost_device(host: Host) -> None:
     assert "its server is gone" in host.run("up", "--force").stderr
 
 
+def test_a_pid_that_the_kernel_still_shows_is_no_server(host: Host) -> None:
+    """Without records all that tells of a loss is that the process which attached the device is gone."""
+    load_module(host)
+    host.write("/proc/swaps", "Filename Type Size Used Priority\n/dev/nbd0 partition 100 50 200\n")
+    host.write("/sys/block/nbd0/pid", "88\n")
+    for arguments in (("up",), ("up", "--force")):
+        result = host.run(*arguments)
+        assert result.returncode == 1
+        assert "/dev/nbd0 is still in /proc/swaps but its server is gone" in result.stderr
+        assert "Type: sudo swapoff /dev/nbd0 " in result.stderr, "down has no record of it"
+    assert host.calls() == []
+    host.write("/proc/88/comm", "nbd-client\n")
+    assert host.run("up").returncode == 0, "swap on another's NBD device, which lives"
+    assert "swapon --priority 200 /dev/nbd1" in host.calls()
+
+
 def test_a_worker_that_died_may_be_another_connections(host: Host) -> None:
     host.run("up")
     host.status(counters={"workers_lost": 1})
@@ -375,6 +448,7 @@ def test_named_device(host: Host) -> None:
 def test_a_named_device_in_use_is_refused_with_what_uses_it(host: Host) -> None:
     load_module(host)
     host.write("/sys/block/nbd1/pid", "99\n")
+    host.write("/proc/99/comm", "nbd-client\n")
     attached = host.run("up", VRAMBLK_NBD_DEVICE="/dev/nbd1")
     assert (
         attached.returncode == 1
@@ -493,14 +567,61 @@ def test_docker_dangers_are_named_and_strict_refuses(host: Host) -> None:
     assert result.returncode == 1 and host.calls() == []
     for words in ("live-restore", "stop_grace_period", "unless-stopped"):
         assert words in result.stderr
-    good = {"STUB_UNIT": "enabled", "STUB_GRACE": "86400", "STUB_RESTART": "no"}
-    result = host.run("up", "--strict", **good)
+    result = host.run("up", "--strict", **SAFE)
     assert result.returncode == 0 and "warning" not in result.stderr
 
 
-def test_live_restore_alone_leaves_the_shutdown(host: Host) -> None:
-    result = host.run("up", STUB_LIVE_RESTORE="true", STUB_GRACE="86400", STUB_RESTART="no")
-    assert "not enabled, so a shutdown ends the server" in result.stderr
+@pytest.mark.parametrize(
+    ("unit", "what", "remedy"),
+    [
+        ({"STUB_ENABLED": "disabled", "STUB_ACTIVE": "inactive"}, "is not active",
+         "sudo make install-host, then sudo systemctl start vramblk-swap"),
+        ({"STUB_ACTIVE": "inactive"}, "is not active", "sudo systemctl start vramblk-swap"),
+        ({"STUB_ACTIVE": "failed"}, "is not active", "sudo systemctl start vramblk-swap"),
+        ({"STUB_ACTIVE": "deactivating"}, "is not active", "sudo systemctl start vramblk-swap"),
+        ({"STUB_REQUIRES": "sysinit.target"}, "does not require docker.service", "sudo make install-host"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("live_restore", ["false", "true"])
+def test_a_unit_that_takes_no_swap_off_before_docker_is_warned_about(
+    host: Host, unit: dict[str, str], what: str, remedy: str, live_restore: str
+) -> None:
+    """A restart of dockerd, or with live-restore only a shutdown, would end the server under live swap."""
+    environment = {**SAFE, "STUB_LIVE_RESTORE": live_restore, **unit}
+    result = host.run("up", "--strict", **environment)
+    assert result.returncode == 1 and host.calls() == []
+    (warning,) = [line for line in result.stderr.splitlines() if "warning" in line]
+    assert ("a shutdown ends" if live_restore == "true" else "a restart of dockerd would end") in warning
+    assert warning.endswith(f"vramblk-swap.service {what}; type: {remedy}")
+    result = host.run("up", **environment)
+    assert result.returncode == 0 and warning in result.stderr
+
+
+@pytest.mark.parametrize("state", ["active", "activating"])
+def test_a_unit_that_is_active_or_about_to_be_protects(host: Host, state: str) -> None:
+    """Its own ExecStart calls `up` while it is activating."""
+    result = host.run("up", "--strict", **{**SAFE, "STUB_ACTIVE": state})
+    assert result.returncode == 0 and "warning" not in result.stderr
+
+
+def test_a_server_whose_process_is_not_found_cannot_be_checked(host: Host) -> None:
+    host.write("/proc/4242/comm", "another\n")
+    result = host.run("up", "--strict", **SAFE)
+    assert result.returncode == 1 and "the server's process is not found" in result.stderr
+    assert host.calls() == []
+    assert host.run("up", **SAFE).returncode == 0
+    assert host.run("up", "--strict", **SAFE).returncode == 1, "it is as unknown when swap is on"
+
+
+def test_strict_also_looks_where_swap_is_on_already(host: Host) -> None:
+    assert host.run("up").returncode == 0
+    host.calls()
+    before = host.state()
+    refused = host.run("up", "--strict", **{**SAFE, "STUB_ACTIVE": "inactive"})
+    assert refused.returncode == 1 and "refused" in refused.stderr
+    passed = host.run("up", "--strict", **SAFE)
+    assert passed.returncode == 0 and "warning" not in passed.stderr
+    assert host.calls() == [] and host.state() == before
 
 
 def test_a_server_outside_docker_needs_no_docker(host: Host) -> None:

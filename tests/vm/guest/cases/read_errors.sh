@@ -8,7 +8,9 @@ large=$filler
 start_filler "$((VM_MIB / 4))" 1 /run/enough 8 >/run/small.log
 small=$filler
 pressed
-has_lost() { grep -q SIGBUS /run/large.log /run/small.log; }
+small_is_in_swap() { [ "$(awk '$1 == "VmSwap:" { print $2 }' "/proc/$small/status")" -ge 8192 ]; }
+until_true 60 small_is_in_swap || fail 'the small filler is not in swap'
+has_lost() { grep -q 'SIGBUS in page' /run/large.log /run/small.log; }
 inject reads 3
 until_true 120 has_lost || fail 'no read that failed has reached a process'
 sleep 5
@@ -17,13 +19,14 @@ for each in large small; do
     eval "filler=\$$each"
     wait_filler
     tail -n 3 "/run/$each.log"
-    lost=$(grep -c SIGBUS "/run/$each.log")
+    lost=$(grep -c 'SIGBUS in page' "/run/$each.log")
     # 4: it went on behind the SIGBUS. Either way every other page is as written.
     [ "$filler_status" = "$([ "$lost" = 0 ] && echo 0 || echo 4)" ] || fail "the $each filler ended with status $filler_status"
     grep -q 'pages as written$' "/run/$each.log" || fail "the $each filler did not verify its pages"
 done
-lost=$(cat /run/large.log /run/small.log | grep -c SIGBUS)
-[ "$lost" -le 3 ] || fail "3 reads failed, $lost pages are lost"
+lost=$(cat /run/large.log /run/small.log | grep -c 'SIGBUS in page')
+# The first failure is that of a whole batch, whose reads are then repeated one by one.
+[ "$lost" -le 2 ] || fail "3 failures lost $lost pages"
 pass "failed reads are SIGBUS in $lost pages; all others of two processes are as written (promise 12)"
 start_filler "$((VM_MIB * 5 / 4))" 1
 verified 'after the errors another process swaps over the same connection (promise 12)'
