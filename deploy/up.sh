@@ -3,8 +3,8 @@
 #
 #   deploy/up.sh up|down|logs|status
 #
-# With SWAP=1 `up` starts the server in swap mode, then turns swap on and starts vramblk-swap.service, if that is enabled;
-# `down` takes swap off first, if it is on.
+# With SWAP=1 `up` starts the server in swap mode, then turns swap on and starts vramblk-swap.service, if that is
+# enabled; `down` takes swap off first, if it is on.
 # `up` chooses the compose files for this host's GPU, keeps the choice in .env, builds, starts, waits until the server
 # is healthy and says how to connect. What the user wrote to .env or the environment is never changed: the choice that
 # `up` made itself stands below a mark that repeats it, and only while the two are the same may `up` change it.
@@ -505,7 +505,8 @@ start_unit() {
 take_swap_off() {
     host_script down || fail 1 'swap cannot be taken off, so the container is not stopped; see: sudo host/vramblk-swap status'
     if systemctl is-active --quiet "$swap_unit" 2>/dev/null; then
-        as_root systemctl stop "$swap_unit" || fail 1 "swap is off, but $swap_unit does not stop; see: systemctl status $swap_unit"
+        as_root systemctl stop "$swap_unit" ||
+            fail 1 "swap is off, but $swap_unit does not stop; see: systemctl status $swap_unit"
     fi
 }
 
