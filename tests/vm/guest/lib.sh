@@ -107,6 +107,24 @@ wait_filler() {
     filler_status=$?
 }
 
+# A filler whose words a case reads: they are in /run/NAME.log too. A file that it wrote itself would be swapped, and
+# lost, as its pages are.
+start_named_filler() { # name MiB passes [until]
+    named=$1
+    shift
+    mkfifo "/run/$named.said"
+    tee "/run/$named.log" <"/run/$named.said" &
+    listener=$!
+    start_filler "$@" >"/run/$named.said"
+    eval "$named=\$filler ${named}_listener=\$listener"
+}
+
+wait_named_filler() { # name
+    eval "filler=\$$1 listener=\$${1}_listener"
+    wait_filler
+    wait "$listener"
+}
+
 verified() { # text
     wait_filler
     [ "$filler_status" = 0 ] || fail "$1: the filler ended with status $filler_status"

@@ -11,18 +11,17 @@ unhealthy() {
 if left_out checksums; then start_server; else start_server --verify-reads; fi
 attach
 remember_server
-start_filler "$((VM_MIB * 5 / 4))" 1 /run/enough 1 >/run/filler.log
+start_named_filler victim "$((VM_MIB * 5 / 4))" 1 /run/enough 1
 pressed
 expect 0 'before the flip no block mismatches' test "$(mismatches)" = 0
-/run/build/flipper "$filler" /dev/mmapper >/run/flipped || fail 'flipper'
+/run/build/flipper "$victim" /dev/mmapper >/run/flipped || fail 'flipper'
 cat /run/flipped
 page=$(sed 's/.* //' /run/flipped)
 touch /run/enough
-wait_filler
-cat /run/filler.log
+wait_named_filler victim
 # 4: it went on behind the SIGBUS, and no other page differs.
 [ "$filler_status" = 4 ] || fail "the victim ended with status $filler_status, expected SIGBUS and nothing else"
-grep -q "^filler: SIGBUS in page $page$" /run/filler.log || fail "the SIGBUS was not in page $page"
+grep -q "^filler: SIGBUS in page $page$" /run/victim.log || fail "the SIGBUS was not in page $page"
 pass 'a flipped bit is SIGBUS in the victim, and all its other pages are as written (promise 13)'
 [ "$(mismatches)" -ge 1 ] || fail 'vramblk_checksum_mismatches_total counts nothing'
 grep -q '"event":"checksum_mismatch"' "$server_log" || fail 'the log says nothing'

@@ -3,12 +3,8 @@
 # gives wrong data. Others, with pages in the same swap at the same time, notice nothing.
 start_altered_server
 attach
-start_filler "$VM_MIB" 1 /run/enough 8 >/run/large.log
-large=$filler
-start_filler "$((VM_MIB / 4))" 1 /run/enough 8 >/run/small.log
-small=$filler
-tail -q -n +1 -F /run/large.log /run/small.log & # or the guest would be silent while they verify
-shown=$!
+start_named_filler large "$VM_MIB" 1 /run/enough 8
+start_named_filler small "$((VM_MIB / 4))" 1 /run/enough 8
 pressed
 small_is_in_swap() { [ "$(awk '$1 == "VmSwap:" { print $2 }' "/proc/$small/status")" -ge 8192 ]; }
 until_true 60 small_is_in_swap || fail 'the small filler is not in swap'
@@ -18,14 +14,12 @@ until_true 120 is_noticed || fail 'no read that failed has reached a process'
 sleep 5
 touch /run/enough
 for each in large small; do
-    eval "filler=\$$each"
-    wait_filler
+    wait_named_filler "$each"
     lost=$(grep -c 'SIGBUS in page' "/run/$each.log")
     # 4: it went on behind the SIGBUS. Either way every other page is as written.
     [ "$filler_status" = "$([ "$lost" = 0 ] && echo 0 || echo 4)" ] || fail "the $each filler ended with status $filler_status"
     grep -q 'pages as written$' "/run/$each.log" || fail "the $each filler did not verify its pages"
 done
-kill "$shown"
 lost=$(cat /run/large.log /run/small.log | grep -c 'SIGBUS in page')
 # The first failure is that of a whole batch, whose reads are then repeated one by one.
 [ "$lost" -le 2 ] || fail "3 failures lost $lost pages"

@@ -3,10 +3,8 @@
 start_server
 attach
 # One that sleeps all the while with its pages in swap, and one that works.
-# Nothing that is needed later may lie in /run if processes under pressure write it: that is swapped too.
-start_filler 16 1 /run/awake 4096 >/dev/null
-sleeper=$filler
-is_written() { [ "$(awk '$1 ~ /^Vm(RSS|Swap):$/ { sum += $2 } END { print sum + 0 }' "/proc/$sleeper/status")" -ge 16384 ]; }
+start_named_filler sleeper 16 1 /run/awake 4096
+is_written() { grep -q 'verified 0 of' /run/sleeper.log; }
 until_true 60 is_written || fail 'the sleeper does not get its memory'
 kill -STOP "$sleeper"
 sleeps_in_swap() { [ "$(awk '$1 == "VmSwap:" { print $2 }' "/proc/$sleeper/status")" -ge 8192 ]; }
@@ -39,10 +37,10 @@ rm -rf /run/vramblk-swap
 mv /run/records-of-up /run/vramblk-swap
 touch /run/awake
 kill -CONT "$sleeper"
-wait "$sleeper"
-got=$?
+wait_named_filler sleeper
 # 4: it lost pages by SIGBUS and went on; all that it still has is as written.
-[ "$got" = 4 ] || fail "the sleeper ended with status $got, expected SIGBUS and nothing else"
+[ "$filler_status" = 4 ] || fail "the sleeper ended with status $filler_status, expected SIGBUS and nothing else"
+grep -q 'pages as written$' /run/sleeper.log || fail 'the sleeper did not verify its pages'
 pass 'who slept meanwhile gets SIGBUS for what is lost, no zeros of the new server (promise 16)'
 read_bytes=$(ask /metrics | awk '/^vramblk_bytes_total.*op="read"/ { sum += $NF; found = 1 } END { print found ? sum : "nothing" }')
 [ "$read_bytes" = 0 ] || fail "read from the new server: $read_bytes"
