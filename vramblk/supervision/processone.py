@@ -11,6 +11,7 @@ import signal
 from contextlib import suppress
 
 from .. import swapsafety
+from . import children
 
 _FORWARDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 _AWAITED = {*_FORWARDED, signal.SIGCHLD}
@@ -41,15 +42,22 @@ def _stay(supervisor: int) -> int:
     while True:
         number = signal.sigwait(_AWAITED)
         if number == signal.SIGCHLD:
-            try:
-                while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                    if ended[0] == supervisor:
-                        code = os.waitstatus_to_exitcode(ended[1])
-                        status = code if code >= 0 else 128 - code
-            except ChildProcessError:  # neither children nor orphans are left
-                assert status is not None
+            ended = dict(children.reap())
+            if status is None and supervisor in ended:
+                code = os.waitstatus_to_exitcode(ended[supervisor])
+                status = code if code >= 0 else 128 - code
+            if status is not None and _is_alone():
                 return status
         elif status is None:
             os.kill(supervisor, number)
         elif number == signal.SIGQUIT:
             return status
+
+
+def _is_alone() -> bool:
+    """Whether neither children nor orphans are left."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
