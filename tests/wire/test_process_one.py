@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from . import rawclient as nbd
 from .harness import Server, eventually
 from .rawclient import RawClient
-from .test_steady_state import PROGRAM
+from .test_steady_state import start_swap
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="requires root: makes a process namespace")
 
@@ -23,13 +22,8 @@ BLOCK = b"x" * 4096
 
 @pytest.fixture
 def server(start: Callable[..., Server], tmp_path: Path) -> Server:
-    return start(
-        "--mode", "swap", "--device", "map:/dev/zero", "--workers", "2", size="64M",
-        program=(
-            "unshare", "--pid", "--fork", "--kill-child", "--mount-proc",
-            sys.executable, str(PROGRAM), str(tmp_path / "report"), "settled",
-        ),
-    )  # fmt: skip
+    namespace = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    return start_swap(start, tmp_path / "report", under=namespace)
 
 
 def process_one(server: Server) -> int:

@@ -24,10 +24,13 @@ PROGRAM = Path(__file__).with_name("settled_server.py")
 Start = Callable[..., Server]
 
 
-def start_swap(start: Start, report: Path, how: str = "settled", *, ready: bool = True) -> Server:
+def start_swap(
+    start: Start, report: Path, how: str = "settled", *, ready: bool = True, under: tuple[str, ...] = ()
+) -> Server:
+    """``under`` is a command that runs the server."""
     return start(
         "--mode", "swap", "--device", "map:/dev/zero", "--workers", "2",
-        program=(sys.executable, str(PROGRAM), str(report), how), size="64M", ready=ready,
+        program=(*under, sys.executable, str(PROGRAM), str(report), how), size="64M", ready=ready,
     )  # fmt: skip
 
 

@@ -59,6 +59,7 @@ live_restore_is() { [ "$(docker info -f '{{.LiveRestoreEnabled}}')" = "$1" ]; }
 start_container() {
     is_ready || docker compose up -d --no-build >>"$server_log" 2>&1 || fail 'the container does not start'
     until_true 240 is_ready || fail 'the server does not become ready'
+    [ -n "$(supervisor)" ] || fail 'there is no supervisor'
 }
 
 # The container and swap on it, the way of an operator without the unit.
@@ -113,8 +114,6 @@ hold_another() {
 is_short() { vramblk-swap down --dry-run 2>&1 | grep -q 'end something large first'; }
 
 meminfo() { awk -v name="$1:" '$1 == name { print $2 }' /proc/meminfo; }
-
-swap_of() { awk '$1 == "VmSwap:" { print $2 }' "/proc/$1/status"; }
 
 # In one group, so that `settle` finds them.
 hold() { # name MiB

@@ -135,6 +135,8 @@ swapped_out_mib() { awk '$1 == "pswpout" { print int($2 / 256) }' /proc/vmstat; 
 
 swap_used_mib() { awk 'NR > 1 { used += $4 } END { print int(used / 1024) }' /proc/swaps; }
 
+swap_of() { awk '$1 == "VmSwap:" { print $2 }' "/proc/$1/status"; } # pid; in KiB
+
 swap_holds() { [ "$(swap_used_mib)" -ge "$1" ]; }
 
 # Waits until the pressure is real: so much is in swap.

@@ -6,7 +6,7 @@ attach
 start_named_filler large "$VM_MIB" 1 /run/enough 8
 start_named_filler small "$((VM_MIB / 4))" 1 /run/enough 8
 pressed
-small_is_in_swap() { [ "$(awk '$1 == "VmSwap:" { print $2 }' "/proc/$small/status")" -ge 8192 ]; }
+small_is_in_swap() { [ "$(swap_of "$small")" -ge 8192 ]; }
 until_true 60 small_is_in_swap || fail 'the small filler is not in swap'
 is_noticed() { grep -q -e 'SIGBUS in page' -e differs /run/large.log /run/small.log; }
 inject reads 3

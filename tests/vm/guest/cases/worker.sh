@@ -7,7 +7,7 @@ start_named_filler sleeper 16 1 /run/awake 4096
 is_written() { grep -q 'verified 0 of' /run/sleeper.log; }
 until_true 60 is_written || fail 'the sleeper does not get its memory'
 kill -STOP "$sleeper"
-sleeps_in_swap() { [ "$(awk '$1 == "VmSwap:" { print $2 }' "/proc/$sleeper/status")" -ge 8192 ]; }
+sleeps_in_swap() { [ "$(swap_of "$sleeper")" -ge 8192 ]; }
 start_filler "$((VM_MIB * 5 / 4))" 1 /run/enough
 pressed
 until_true 120 sleeps_in_swap || fail 'the sleeper is not in swap'
