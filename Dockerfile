@@ -63,15 +63,16 @@ RUN pip() { /opt/build/bin/pip --python /opt/vramblk/bin/python "$@"; }; \
     mkdir -p /opt/vramblk/share; \
     pip freeze >/opt/vramblk/share/python-packages.txt
 
-# The hot modules, apart from the rest: a change of another file need not wait for the compiler.
+# The packages with .pxd files, apart from the rest: a change of another package need not wait for the compiler.
 FROM python AS compiled
 WORKDIR /hot
 COPY setup.py ./
-COPY vramblk/engine.py vramblk/executor.py vramblk/worker.py vramblk/
+COPY vramblk/engine vramblk/engine
 COPY vramblk/memory vramblk/memory
 COPY vramblk/nbd vramblk/nbd
 COPY vramblk/serving vramblk/serving
 COPY vramblk/shared vramblk/shared
+COPY vramblk/system vramblk/system
 RUN umask 022; \
     touch vramblk/__init__.py; \
     VRAMBLK_COMPILE=require /opt/build/bin/python setup.py -q build_ext --inplace; \
@@ -79,15 +80,18 @@ RUN umask 022; \
     find vramblk -name '*.so' -exec strip --strip-unneeded {} +
 
 FROM dependencies AS package
+# What changes most comes last: each COPY that is made again takes seconds.
 COPY pyproject.toml setup.py README.md LICENSE /src/
+COPY share /src/share
+COPY --from=compiled /hot/vramblk /compiled
 COPY vramblk /src/vramblk
 RUN umask 022; \
     export SOURCE_DATE_EPOCH=315532800 VRAMBLK_COMPILE=no; \
     /opt/build/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /wheel /src; \
     /opt/build/bin/pip --python /opt/vramblk/bin/python install --no-cache-dir --no-index --no-deps --no-compile \
         --prefix /package /wheel/*.whl; \
-    /opt/vramblk/bin/python -m compileall -q --invalidation-mode unchecked-hash /package/lib
-COPY --from=compiled /hot/vramblk /package/lib/python3.13/site-packages/vramblk
+    /opt/vramblk/bin/python -m compileall -q --invalidation-mode unchecked-hash /package/lib; \
+    cp -a /compiled/. /package/lib/python3.13/site-packages/vramblk/
 
 # --- The image --------------------------------------------------------------------------------------------------
 FROM ${BASE}

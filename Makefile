@@ -8,28 +8,33 @@ STAMP := $(VENV)/.installed
 COMPILED := $(VENV)/.compiled
 LOCK := $(wildcard requirements-dev.txt)
 
-.PHONY: help install run up down logs status install-host uninstall-host test test-unit test-wire test-page test-container test-vm test-qemu test-gpu lint bench
+.PHONY: help install run up down logs status monitoring exporter monitoring-down install-host uninstall-host test test-unit test-wire test-page test-container test-vm test-oclgrind test-intel-cpu test-qemu test-gpu lint bench
 
 help:
-	@echo "make install    $(VENV) with $(BIN)/vramblk in it, CPU OpenCL included"
+	@echo "make install    $(VENV) with $(BIN)/vramblk in it, CPU OpenCL included; man page, completions: $(VENV)/share"
 	@echo "make run        serve VRAM, or 512M of RAM where there is no GPU, on 127.0.0.1:10809 (ARGS='--size 1G')"
 	@echo "make up         the container: build, start, wait until healthy; also make down, make logs, make status"
 	@echo "make up SWAP=1  the container in swap mode, then swap on; make down takes swap off first (both need root)"
+	@echo "make monitoring Prometheus and Grafana beside the container, in swap mode too; also exporter, monitoring-down"
 	@echo "make install-host, make uninstall-host   vramblk-swap and its systemd units (as root; DESTDIR)"
 	@echo "make test       every test that this machine can run; test-unit, -wire, -page, -container, -vm, -gpu: one group"
+	@echo "make test-oclgrind  the kernels on a simulator that finds bad accesses and races: all of it, make test a part"
+	@echo "make test-intel-cpu  Intel's OpenCL for processors (700 MB from PyPI); not part of make test"
 	@echo "make test-qemu  a Debian machine with systemd and Docker that swaps; not part of make test"
 	@echo "make lint       ruff, mypy --strict, import contracts, shellcheck"
 	@echo "make bench      the fio table"
 
+# An editable install leaves the man page and the completions out.
 install: $(COMPILED)
+	@mkdir -p $(VENV)/share && cp -R share/. $(VENV)/share/
 
 # The hot modules also run uncompiled, so a machine without compiler or headers only gets a slower server.
-$(COMPILED): $(STAMP) setup.py $(shell find vramblk -name '*.py' -o -name '*.pxd')
+# Compiled is what has a .pxd file with C types beside it. A .pxd file may also stand alone.
+TYPES := $(shell find vramblk -name '*.pxd')
+$(COMPILED): $(STAMP) setup.py $(TYPES) $(wildcard $(TYPES:.pxd=.py))
 	@mkdir -p build
-	@{ command -v cc && $(BIN)/python -c 'import os, sysconfig; \
-		os.stat(os.path.join(sysconfig.get_path("include"), "Python.h"))'; } >/dev/null 2>&1 || \
-		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && { apt-get install -y -qq gcc libc6-dev python3-dev || \
-		  { apt-get update -qq && apt-get install -y -qq gcc libc6-dev python3-dev; }; } >/dev/null 2>&1; } || true
+	@deploy/packages.sh 'make install' cc:gcc /usr/include/stdio.h:libc6-dev \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h:python3-dev" || true
 	@find vramblk -name '*.so' -delete
 	@$(BIN)/python setup.py build_ext --inplace >build/compile.log 2>&1 && \
 		$(BIN)/python -c 'import sys, vramblk.nbd.runs as m; sys.exit(m.__file__.endswith(".py"))' || \
@@ -38,10 +43,8 @@ $(COMPILED): $(STAMP) setup.py $(shell find vramblk -name '*.py' -o -name '*.pxd
 
 $(STAMP): pyproject.toml $(LOCK)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; set PYTHON=/path/to/python3"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
-		  { apt-get install -y -qq python3-venv || { apt-get update -qq && apt-get install -y -qq python3-venv; }; }; } || \
-		{ echo "Python's venv module is missing: sudo apt-get install python3-venv"; exit 1; }
+	@deploy/packages.sh 'make install' \
+		"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')/ensurepip/__init__.py:python3-venv"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifneq ($(LOCK),)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
@@ -63,7 +66,7 @@ run: install
 	else echo "no usable GPU: serving system RAM through CPU OpenCL"; \
 		VRAMBLK_SIZE=$${VRAMBLK_SIZE:-512M} exec $(BIN)/vramblk --allow-cpu $(ARGS); fi
 
-up down logs status:
+up down logs status monitoring exporter monitoring-down:
 	@deploy/up.sh $@
 
 install-host:
@@ -73,27 +76,33 @@ uninstall-host:
 	@host/install.sh uninstall
 
 test: install
-	tests/setup.sh
 	$(BIN)/python tests/run.py
 
 # Twice the RAM twenty times over: an hour, more than a run of all groups has.
 test-vm: export VRAMBLK_TEST_VM_REPEATS ?= 20
 
-test-unit test-wire test-page test-container test-vm test-qemu test-gpu: test-%: install
-	tests/setup.sh
+# Minutes of simulation; a run of all groups has a part of it.
+test-oclgrind: export VRAMBLK_TEST_OCLGRIND ?= all
+
+test-unit test-wire test-page test-container test-vm test-oclgrind test-qemu test-gpu: test-%: install
 	$(BIN)/python tests/run.py $*
+
+test-intel-cpu: install
+	tests/setup.sh
+	tests/intel_cpu/setup.sh $(BIN)/python
+	$(BIN)/python tests/run.py intel_cpu
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m vramblk.docsgen --check
-	$(BIN)/python -m vramblk.shellgen --check
-	$(BIN)/python deploy/monitoring/build.py --check
-	@if command -v shellcheck >/dev/null; then shellcheck -x $$(git ls-files -co --exclude-standard '*.sh') \
+	$(BIN)/python -m tools.docsgen --check
+	$(BIN)/python -m tools.shellgen --check
+	$(BIN)/python -m tools.monitoring --check
+	@if deploy/packages.sh 'make lint' shellcheck:shellcheck; then shellcheck -x $$(git ls-files -co --exclude-standard '*.sh') \
 		.ci/run host/vramblk-swap tests/vm/guest/init tests/vm/guest/watch tests/qemu/guest/main; \
-	else echo "shellcheck is not installed: shell scripts were not checked"; fi
+	else echo "shell scripts were not checked"; fi
 
 bench: install
-	tests/setup.sh
+	@deploy/packages.sh 'make bench' fio:fio nbdkit:nbdkit || true
 	$(BIN)/python bench/run.py $(ARGS)

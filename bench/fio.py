@@ -92,11 +92,20 @@ def fill(uri: str, size_bytes: int) -> None:
     Raises:
         FioError: with fio's own words.
     """
-    whole = replace(_STREAM, depth=4)
-    arguments = [
-        each for each in job(whole, uri, 0, size_bytes) if not each.startswith(("--time_based", "--runtime"))
-    ]
-    _run([*_output_options(), *arguments], 600)
+    _run([*_output_options(), *_untimed(job(replace(_STREAM, depth=4), uri, 0, size_bytes))], 600)
+
+
+def run_bytes(row: Row, uri: str, amount_bytes: int, size_bytes: int) -> None:
+    """As many requests of a row as these bytes are, however long they take.
+
+    Raises:
+        FioError: with fio's own words.
+    """
+    _run([*_output_options(), *_untimed(job(row, uri, 0, size_bytes)), f"--io_size={amount_bytes}"], 600)
+
+
+def _untimed(arguments: list[str]) -> list[str]:
+    return [each for each in arguments if not each.startswith(("--time_based", "--runtime"))]
 
 
 def sample(found: dict[str, Any]) -> Sample:

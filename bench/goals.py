@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import results
-from .peers import MEMORY, ORIGINAL, PROJECT, SKETCH, VRAM
+from .peers import DIRECT, MEMORY, ORIGINAL, PROJECT, SKETCH, VRAM
 from .results import Document
 from .rows import BY_NAME, FAIRNESS, QUICK
 
@@ -53,11 +53,12 @@ def lines(document: Document) -> list[str]:
 def check(document: Document) -> Iterator[Goal]:
     quick = {row.name: row for row in QUICK} if document["kind"] == "quick" else {}
     for name in document["rows"]:
-        own = results.rates(document, name, PROJECT)
-        if own is None:
-            continue
         if name in quick:
             yield from _ratio(document, name, MEMORY, quick[name].floor)
+            yield from _ratio(document, name, MEMORY, quick[name].direct_floor, DIRECT)
+            continue
+        own = results.rates(document, name, PROJECT)
+        if own is None:
             continue
         wanted = target(document, name)
         if wanted:
@@ -86,11 +87,13 @@ def check(document: Document) -> Iterator[Goal]:
         )
 
 
-def _ratio(document: Document, row: str, other: str, wanted: float | None) -> Iterator[Goal]:
-    found = results.ratios(document, row, PROJECT, other)
+def _ratio(
+    document: Document, row: str, other: str, wanted: float | None, server: str = PROJECT
+) -> Iterator[Goal]:
+    found = results.ratios(document, row, server, other)
     if found and wanted:
         yield Goal(
-            f"{row}: against {other}",
+            f"{row}: {'' if server == PROJECT else f'{server} '}against {other}",
             f"{found.median:.2f}",
             f"{wanted:g}",
             found.median >= wanted,

@@ -25,6 +25,7 @@ from . import procstat
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = "vramblk"
+DIRECT = "vramblk --workers 0"
 MEMORY = "nbdkit memory"
 VRAM = "nbdkit vram"
 ORIGINAL = "original"
@@ -49,6 +50,7 @@ class Peer:
         ready_text: a regular expression that its output must match before it counts as ready.
         environment: variables beside those of this process.
         version_command: prints the version.
+        stop_timeout_s: after that it is killed.
         startup_s: from the start of the command to the first greeting, or None.
         pid: the first process of a server that runs on this machine and can be seen.
     """
@@ -59,6 +61,7 @@ class Peer:
     ready_text: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     stop_signal: int = signal.SIGTERM
+    stop_timeout_s: float = _STOP_TIMEOUT_S
     log: Path | None = None
     version_command: list[str] = field(default_factory=list)
     pid: int | None = None
@@ -119,7 +122,7 @@ class Peer:
         with suppress(ProcessLookupError):
             self._process.send_signal(self.stop_signal)
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_STOP_TIMEOUT_S)
+            self._process.wait(self.stop_timeout_s)
         for left in filter(procstat.alive, processes):
             with suppress(ProcessLookupError):
                 os.kill(left.pid, signal.SIGKILL)
@@ -147,7 +150,9 @@ class Peer:
         return " / ".join(line.strip() for line in lines[-3:] if line.strip())[:400] or "it said nothing"
 
 
-def project(size_bytes: int, scratch: Path, server: str = "", extra: tuple[str, ...] = ()) -> Peer:
+def project(
+    size_bytes: int, scratch: Path, server: str = "", extra: tuple[str, ...] = (), name: str = PROJECT
+) -> Peer:
     """This project; ``server`` is a command, otherwise the one in .venv, otherwise ``python -m vramblk``."""
     installed = ROOT / ".venv" / "bin" / "vramblk"
     command = shlex.split(server) if server else [str(installed)]
@@ -157,7 +162,7 @@ def project(size_bytes: int, scratch: Path, server: str = "", extra: tuple[str, 
         environment["PYTHONPATH"] = os.pathsep.join(
             filter(None, (str(ROOT), os.environ.get("PYTHONPATH", "")))
         )
-    path = scratch / "vramblk.sock"
+    path = scratch / f"{name.replace(' ', '')}.sock"
     flags = [
         "--allow-cpu",
         "--size",
@@ -168,14 +173,22 @@ def project(size_bytes: int, scratch: Path, server: str = "", extra: tuple[str, 
         "off",
     ]
     return Peer(
-        PROJECT,
+        name,
         unix_uri(path),
         [*command, *flags, *extra],
         r"\bready\b",
         environment,
-        log=scratch / "vramblk.log",
+        log=path.with_suffix(".log"),
         version_command=[*command, "--version"],
     )
+
+
+def direct(
+    size_bytes: int, scratch: Path, device: str, server: str = "", workers: int = 0, name: str = DIRECT
+) -> Peer:
+    """This project on ``device``, memory that needs no OpenCL; see ``session.plain_memory``."""
+    extra = ("--workers", str(workers), "--device", device, "--map-overwrite")
+    return project(size_bytes, scratch, server, extra, name)
 
 
 def memory(size_bytes: int, scratch: Path) -> Peer:

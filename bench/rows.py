@@ -26,6 +26,7 @@ class Row:
         memory_figure: nbdkit's memory plugin beside it, in ``unit``.
         factor: the target as a multiple of ``c_figure``.
         floor: least ratio to nbdkit's memory plugin that a CPU through PoCL should reach.
+        direct_floor: the same of a server without workers on memory that needs no OpenCL.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     memory_figure: float | None = None
     factor: float | None = None
     floor: float | None = None
+    direct_floor: float | None = None
 
     @property
     def reads_only(self) -> bool:
@@ -74,6 +76,8 @@ ROWS: tuple[Row, ...] = (
 )  # fmt: skip
 
 QUICK: tuple[Row, ...] = (
+    Row("4k randread qd1", "randread", "4k", 1, direct_floor=0.6),
+    Row("4k randwrite qd1", "randwrite", "4k", 1, direct_floor=0.6),
     Row("4k randread qd32", "randread", "4k", 32, floor=0.4),
     Row("4k randwrite qd32", "randwrite", "4k", 32, floor=0.4),
     Row("1m read qd8", "read", "1m", 8, unit=MIB_S, floor=0.6),
@@ -83,6 +87,8 @@ QUICK: tuple[Row, ...] = (
 _SIZES = "--bssplit=4k/60:16k/20:64k/15:256k/5"
 FAIRNESS = "fairness: 4k randread qd1 beside 1m write qd8"
 EXTRA: tuple[Row, ...] = (
+    Row("4k randread qd4", "randread", "4k", 4),
+    Row("4k randwrite qd4", "randwrite", "4k", 4),
     Row("4k 70/30 mix qd32", "randrw", "4k", 32, extra=("--rwmixread=70",)),
     Row("mixed sizes randread qd32 x4", "randread", "", 32, 4, extra=(_SIZES,)),
     Row("mixed sizes 70/30 mix qd32 x4", "randrw", "", 32, 4, extra=(_SIZES, "--rwmixread=70")),

@@ -2,7 +2,7 @@
 """The table: rows of fio against this project and, in turn, other servers; see docs/performance.md.
 
     bench/run.py                                     the 14 rows beside nbdkit's plugins
-    bench/run.py --quick                             four rows beside nbdkit's memory plugin, for a CPU
+    bench/run.py --quick                             six rows beside nbdkit's memory plugin, for a CPU
     bench/run.py --rows extra                        mixed sizes, fairness
     bench/run.py --sketch PATH --original PATH       two more servers
     bench/run.py --server-uri URI --overwrite        a server that is running already
@@ -52,7 +52,7 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure this project beside other NBD servers with fio.")
-    parser.add_argument("--quick", action="store_true", help="four rows, 256m, beside nbdkit's memory plugin")
+    parser.add_argument("--quick", action="store_true", help="six rows, 256m, beside nbdkit's memory plugin")
     parser.add_argument(
         "--rows", metavar="ROWS", default="table", help="table, extra, all, or parts of names [%(default)s]"
     )
@@ -79,8 +79,10 @@ def _measure(arguments: argparse.Namespace, rows: tuple[Row, ...], result: Resul
     missing = [row for row in rows if not result.has(row.name)]
     if not missing:
         return
-    with session.scratch_directory() as scratch:
+    with session.scratch_directory() as scratch, session.plain_memory(arguments.size) as device:
         wanted = session.servers(arguments, arguments.size, scratch)
+        if arguments.quick and not arguments.server_uri:
+            wanted.append(peers.direct(arguments.size, scratch, device, arguments.server))
         with session.started(wanted, 0 if arguments.no_fill else arguments.size) as running:
             for peer in running:
                 result.document["servers"][peer.name] = {"version": peer.version, "startup_s": peer.startup_s}

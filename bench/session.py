@@ -188,6 +188,14 @@ def scratch_directory() -> Iterator[Path]:
         yield Path(path)
 
 
+@contextmanager
+def plain_memory(size_bytes: int) -> Iterator[str]:
+    """Memory of this process as ``--device`` takes it; the limit of /dev/shm does not apply to it."""
+    with open(os.memfd_create("vramblk-bench"), "wb") as file:
+        file.truncate(size_bytes)
+        yield f"map:/proc/{os.getpid()}/fd/{file.fileno()}"
+
+
 def take(peer: Peer, row: Row, runtime_s: float, size_bytes: int) -> dict[str, Any]:
     """One sample, with the server's CPU time per request and memory where its processes can be seen."""
     try:

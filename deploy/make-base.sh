@@ -20,12 +20,7 @@ fail() {
 
 [ "$(id -u)" = 0 ] || fail "debootstrap needs root; type: sudo $0 $image"
 docker version >/dev/null 2>&1 || fail 'the Docker daemon does not answer; type: systemctl start docker'
-if ! command -v debootstrap >/dev/null 2>&1; then
-    command -v apt-get >/dev/null 2>&1 || fail "debootstrap is not installed; install it with this host's package manager"
-    printf '+ apt-get install debootstrap\n'
-    { apt-get update -q && apt-get install -qy --no-install-recommends debootstrap; } >/dev/null ||
-        fail 'debootstrap cannot be installed; type: apt-get install debootstrap' 1
-fi
+"$(dirname "$0")/packages.sh" make-base debootstrap:debootstrap || exit 78
 
 root=$(mktemp -d "${TMPDIR:-/tmp}/vramblk-base.XXXXXX")
 trap 'rm -rf "$root"' EXIT

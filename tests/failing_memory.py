@@ -53,7 +53,7 @@ class FailingMemory:
             yield zero.offset, zero.offset + zero.length
 
     def _requests(self, run: Run) -> Iterator[tuple[int, int]]:
-        places, _, shapes = self._columns[run.window][:3, run.first : run.first + run.count].tolist()
+        places, _, shapes = self._columns[run.window][:, run.first : run.first + run.count].tolist()
         for place, shape in zip(places, shapes, strict=True):
-            lo = (shape >> 24 & 0xF) * self._inner.arena_bytes + place * 16
+            lo = (shape >> 16) * self._inner.arena_bytes + place * 16
             yield lo, lo + (shape & 0xFFFF) * 16

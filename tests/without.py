@@ -13,21 +13,21 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from vramblk import executor, swapsafety, worker
-from vramblk.executor import ENTRIES, ENTRY, ENTRY_BYTES, Executor
+from vramblk.engine.executor import Executor
 from vramblk.memory import mapped, patterns
 from vramblk.memory.base import DeviceError
 from vramblk.nbd.constants import Error
 from vramblk.serving import replyqueue
-from vramblk.serving.lanes import SMALLEST
-from vramblk.supervision import crew, draining, logpipe
+from vramblk.supervisor import draining, logpipe
+from vramblk.swap import safeguards
 
 if TYPE_CHECKING:
     import pytest
 
 #: See lib.sh of the guests.
 _OF_THE_HOST = ("min_free", "swap_max", "no_timeout", "room", "stays", "checksums")
-_TAKEN_BY_THE_SUPERVISOR = {"io_flusher": "PR_SET_IO_FLUSHER", "oom": "oom_score_adj", "fifo": "SCHED_FIFO"}
+#: As the product's table calls those that are rows of it.
+_ROWS = {"mlock": "memory_locked", "io_flusher": "io_flusher", "oom": "oom_score", "fifo": "realtime"}
 
 
 def leave_out(names: Iterable[str]) -> None:
@@ -36,12 +36,10 @@ def leave_out(names: Iterable[str]) -> None:
     Raises:
         KeyError: nothing here has that name.
     """
-    names = list(names)
-    inherited = tuple(_TAKEN_BY_THE_SUPERVISOR[name] for name in names if name in _TAKEN_BY_THE_SUPERVISOR)
-    if inherited:
-        _without_inherited(inherited)
     for name in names:
-        if name not in _TAKEN_BY_THE_SUPERVISOR:
+        if name in _ROWS:
+            _without_row(_ROWS[name])
+        else:
             _BY_NAME[name]()
 
 
@@ -53,16 +51,12 @@ def pytest_configure(config: pytest.Config) -> None:
     leave_out(config.getoption("--without"))
 
 
-def _without_inherited(names: tuple[str, ...]) -> None:
-    every = swapsafety._safeguards
-    swapsafety._safeguards = lambda settings: [  # type: ignore[assignment]
-        each for each in every(settings) if not each[0].startswith(names)
-    ]
-    swapsafety.verify_threads = lambda pids: []  # type: ignore[assignment]
-
-
-def _without_locked_memory() -> None:
-    swapsafety.lock_memory = lambda settings, **_: 1  # type: ignore[assignment]
+def _without_row(name: str) -> None:
+    """Neither taken nor read back."""
+    rest = tuple(each for each in safeguards.TABLE if each.name != name)
+    if len(rest) == len(safeguards.TABLE):
+        raise KeyError(name)
+    safeguards.TABLE = rest
 
 
 def _without_waiting_for_clients() -> None:
@@ -73,10 +67,10 @@ def _without_waiting_for_clients() -> None:
 def _without_copy_before_done() -> None:
     execute = Executor._execute
 
-    def early(self: Executor, export: int, batch: Any, taken: Any) -> None:
-        for index, _, tail in taken:
-            self._words[index][executor._DONE] = tail
-        execute(self, export, batch, taken)
+    def early(self: Executor, export: int, part: Any) -> None:
+        for entry in part.entries:
+            self._rings[entry.window].complete(entry.number + 1)
+        execute(self, export, part)
 
     Executor._execute = early  # type: ignore[method-assign]
 
@@ -84,7 +78,7 @@ def _without_copy_before_done() -> None:
 def _without_status_check() -> None:
     execute = Executor._execute
 
-    def blind(self: Executor, export: int, batch: Any, taken: Any) -> None:
+    def blind(self: Executor, export: int, part: Any) -> None:
         memory = self._memories[export]
 
         class Blind:
@@ -99,7 +93,7 @@ def _without_status_check() -> None:
 
         self._memories = [*self._memories[:export], Blind(), *self._memories[export + 1 :]]  # type: ignore[list-item]
         try:
-            execute(self, export, batch, taken)
+            execute(self, export, part)
         finally:
             self._memories = [*self._memories[:export], memory, *self._memories[export + 1 :]]
 
@@ -107,14 +101,9 @@ def _without_status_check() -> None:
 
 
 def _without_repeating_one_by_one() -> None:
-    def fail_all(self: Executor, export: int, taken: Any) -> None:
-        for index, head, tail in taken:
-            window = self._windows[index]
-            for number in range(head, tail):
-                entry = ENTRY.unpack_from(window.entries, number % ENTRIES * ENTRY_BYTES)
-                if entry[1] == export:
-                    window.statuses[entry[2] : entry[2] + entry[3]] = Error.EIO
-                    self._fail_entry(index, number, Error.EIO)
+    def fail_all(self: Executor, export: int, entries: Any) -> None:
+        for entry in entries:
+            self._refuse(entry.window, entry.number, entry.op, entry.first, entry.count, Error.EIO)
 
     Executor._isolate = fail_all  # type: ignore[method-assign]
 
@@ -138,24 +127,14 @@ def _with_logs_that_wait() -> None:
     logpipe.LogPipe.__init__ = blocking  # type: ignore[method-assign]
 
 
-def _with_shared_workers() -> None:
-    """A worker takes any connection, as in scratch mode."""
-    lanes = worker.lanes_per_worker
-
-    def shared(max_connections: int, workers: int, *, swap: bool) -> int:
-        return min(lanes(max_connections, workers, swap=False), crew.SWAP_SLAB_BYTES // SMALLEST)
-
-    worker.lanes_per_worker = crew.lanes_per_worker = shared
-
-
 def _with_replies_that_wait() -> None:
-    """A client that reads nothing holds its worker up, as with a blocking socket."""
+    """A client that reads nothing holds whoever serves it up, as with a blocking socket."""
     flush = replyqueue.ReplyQueue.flush
 
-    def patient(self: replyqueue.ReplyQueue) -> None:
+    def patient(self: replyqueue.ReplyQueue) -> bool:
         self._sock.setblocking(True)
         try:
-            flush(self)
+            return flush(self)
         finally:
             self._sock.setblocking(False)
 
@@ -165,7 +144,6 @@ def _with_replies_that_wait() -> None:
 _BY_NAME: dict[str, Callable[[], None]] = {
     "nothing": lambda: None,
     **dict.fromkeys(_OF_THE_HOST, lambda: None),
-    "mlock": _without_locked_memory,
     "drain": _without_waiting_for_clients,
     "copy_first": _without_copy_before_done,
     "status_check": _without_status_check,
@@ -173,8 +151,7 @@ _BY_NAME: dict[str, Callable[[], None]] = {
     "proof": _without_proof,
     "zeroing": _without_zeroing,
     "dropped_lines": _with_logs_that_wait,
-    "own_worker": _with_shared_workers,
     "unread_replies": _with_replies_that_wait,
 }
 
-NAMES = frozenset(_BY_NAME) | frozenset(_TAKEN_BY_THE_SUPERVISOR)
+NAMES = frozenset(_BY_NAME) | frozenset(_ROWS)

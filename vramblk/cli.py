@@ -7,19 +7,23 @@ becomes the supervisor and must never load OpenCL.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from . import __version__, sources
+from . import __version__
+from .config import sources
+from .config.options import OPTIONS
+from .config.settings import Settings, resolve
 from .errors import ConfigError, StartupError
-from .options import OPTIONS
-from .settings import Settings, resolve
 
 SERVE = "serve"
 
 _INTERRUPTED = 130
+#: Words of other programs.
+_MEANT = {"run": SERVE, "start": SERVE, "stop": "", "list": "devices"}
 _ALL = tuple(option.name for option in OPTIONS)
 _DEVICE = ("size", "device", "platform", "allow_cpu", "map_overwrite", "config", "verbose")
 _CLIENT = ("status_socket", "metrics_addr", "metrics_token", "config")
@@ -44,6 +48,7 @@ class Command:
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run one subcommand; the exit status is the contract's."""
+    _prepare_stdio()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(arguments, os.environ if environ is None else environ)
@@ -58,6 +63,25 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         return _fail(f"{type(error).__name__}: {error}", StartupError.exit_code)
 
 
+def _prepare_stdio() -> None:
+    """Open on /dev/null what is closed, and let output replace what the terminal's encoding cannot show.
+
+    A number that is left free would go to the next socket or pipe, and what is printed would go there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    # Python leaves None in the place of what was closed, and print(file=None) means stdout.
+    sys.stdin = sys.stdin or open(0, closefd=False)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def _fail(message: str, status: int) -> int:
     print(f"vramblk: {' '.join(message.split())}", file=sys.stderr)
     return status
@@ -67,10 +91,13 @@ def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
     name, explicit = SERVE, bool(arguments) and not arguments[0].startswith("-")
     if explicit:
         name = arguments.pop(0)
+    if name in ("help", "version"):
+        arguments, name, explicit = _as_flag(name, arguments)
     if name not in COMMANDS:
-        near = sources.nearest(name, COMMANDS)
+        near = _MEANT.get(name, sources.nearest(name, COMMANDS))
+        hint = f"the nearest is {near}, " if near else ""
         raise ConfigError(
-            f"unknown subcommand {sources.quote(name)}; the nearest is {near}, allowed: {', '.join(COMMANDS)}"
+            f"unknown subcommand {sources.quote(name)}; {hint}allowed: {', '.join(COMMANDS)}, help, version"
         )
     namespace = make_parser(name, explicit=explicit).parse_all(arguments)
     if name == SERVE and namespace.list_devices:
@@ -80,15 +107,34 @@ def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
             "--json belongs to --list-devices and the subcommands; logs are JSON unless stdout is a terminal"
         )
     settings = resolve(namespace, environ)
-    from . import logs
+    from .system import logs
 
     if name == SERVE:
         logs.configure_direct("supervisor", settings.verbose)
         for variable, near in settings.unknown_variables:
-            logs.get().warning("unknown_variable", name=variable, nearest=near)
+            logs.get().warning("unknown_variable", name=variable, **({"nearest": near} if near else {}))
+        for each in settings.overrides:
+            logs.get().warning(
+                "exports_overridden",
+                name=each.name,
+                value=each.value,
+                source=each.source,
+                exports=list(each.exports),
+            )
+        for export in settings.exports:
+            if asked := export.size.rounded_from:
+                size_bytes = int(export.size.amount)
+                logs.get().info("size_rounded", export=export.name, asked_bytes=asked, size_bytes=size_bytes)
     else:
         logs.configure_direct(name, settings.verbose, json=False, fd=2)
     return COMMANDS[name].run(settings, namespace)
+
+
+def _as_flag(word: str, rest: list[str]) -> tuple[list[str], str, bool]:
+    """``help``, ``help status`` and ``version`` as the flags that people mean."""
+    if word == "help" and rest:
+        return ["--help", *rest[1:]], rest[0], True
+    return [f"--{word}", *rest], SERVE, False
 
 
 def make_parser(name: str, *, explicit: bool = True) -> sources.OneLineParser:
@@ -103,7 +149,13 @@ def make_parser(name: str, *, explicit: bool = True) -> sources.OneLineParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("-V", "--version", action="version", version=f"vramblk {__version__}")
+    parser.add_argument(
+        "-V",
+        "--version",
+        action="version",
+        version=f"vramblk {__version__}",
+        help="show the version and exit",
+    )
     if name == SERVE:
         parser.add_argument("--list-devices", action="store_true", help="the same as the subcommand devices")
     if command.json or name == SERVE:
@@ -117,28 +169,28 @@ def make_parser(name: str, *, explicit: bool = True) -> sources.OneLineParser:
 
 def _serve(settings: Settings, _: argparse.Namespace) -> int:
     if settings.mode == "swap" and os.getpid() == 1:
-        from .supervision.processone import stand_between
+        from .supervisor.processone import run_as_init
 
-        stand_between()
-    from .supervisor import serve
+        run_as_init()
+    from .supervisor.process import serve
 
     return serve(settings)
 
 
 def _devices(_: Settings, arguments: argparse.Namespace) -> int:
-    from .memory.devices import print_devices
+    from .commands.devices import print_devices
 
     return print_devices(arguments.json)
 
 
 def _check(settings: Settings, arguments: argparse.Namespace) -> int:
-    from .check import run
+    from .commands.check import run
 
     return run(settings, arguments.json)
 
 
 def _status(settings: Settings, arguments: argparse.Namespace) -> int:
-    from .status_client import status
+    from .commands.status import status
 
     return status(settings, arguments.json, arguments.health)
 
@@ -148,13 +200,19 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
 
 
 def _top(settings: Settings, _: argparse.Namespace) -> int:
-    from .top import top
+    from .commands.top import top
 
     return top(settings)
 
 
+def _relay(settings: Settings, _: argparse.Namespace) -> int:
+    from .commands.relay import run
+
+    return run(settings)
+
+
 def _selftest(settings: Settings, arguments: argparse.Namespace) -> int:
-    from .selftest import run
+    from .commands.selftest import run
 
     return run(settings, arguments.passes, arguments.json)
 
@@ -172,13 +230,13 @@ def _passes(text: str) -> int:
 
 
 def _bench(settings: Settings, arguments: argparse.Namespace) -> int:
-    from .bench import run
+    from .commands.bench import run
 
     return run(settings, arguments)
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    from .bench import add_arguments
+    from .commands.bench import add_arguments
 
     add_arguments(parser)
 
@@ -189,6 +247,9 @@ COMMANDS: dict[str, Command] = {
     "check": Command("print every setting with its source, and what this machine lacks", _check),
     "status": Command("ask a running server how it is", _status, _CLIENT, add_arguments=_add_status),
     "top": Command("the status of a running server, live in a terminal", _top, _CLIENT, json=False),
+    "relay": Command(
+        "serve metrics and page of a running server from its status socket", _relay, _CLIENT, json=False
+    ),
     "bench": Command(
         "measure a running server",
         _bench,

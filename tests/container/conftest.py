@@ -30,11 +30,21 @@ def base_image() -> str:
 @pytest.fixture(scope="session")
 def image(base_image: str) -> str:
     """The image with the CPU runtime, from the working tree."""
+    return build(docker.IMAGE, "nvidia cpu")
+
+
+@pytest.fixture(scope="session")
+def rusticl_image(base_image: str) -> str:
+    """The image with Mesa's rusticl and no other runtime, from the working tree."""
+    return build(docker.RUSTICL_IMAGE, "intel")
+
+
+def build(name: str, runtimes: str) -> str:
     docker.run(
-        "docker", "build", "-q", "--build-arg", "RUNTIMES=nvidia cpu", "-t", docker.IMAGE, ".",
+        "docker", "build", "-q", "--build-arg", f"RUNTIMES={runtimes}", "-t", name, ".",
         timeout=docker.BUILD_TIMEOUT_S,
     )  # fmt: skip
-    return docker.IMAGE
+    return name
 
 
 @pytest.fixture

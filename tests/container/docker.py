@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-IMAGE = "vramblk:test"
+IMAGE, RUSTICL_IMAGE = "vramblk:test", "vramblk:rusticl-test"
 COMPOSE_V1 = ("docker-compose",)
 COMPOSE_V2 = ("docker", "compose")
 BUILD_TIMEOUT_S = 800

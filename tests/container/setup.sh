@@ -1,9 +1,7 @@
 #!/bin/sh
-# What the group `container` needs beyond Docker Engine itself: as root installs what is missing, otherwise names it.
-# Exit status 0 either way: tests that lack a program skip by its name.
-#
-# Compose v2, buildx and kustomize are Debian's from trixie where the host has none: unpacked to build/docker-config,
-# where the tests point DOCKER_CONFIG, and to build/bin.
+# What the group `container` needs beyond its packages. Docker Engine is only named. Compose v2, buildx and kustomize, if
+# the host has none, come from Debian trixie's packages: unpacked to build/docker-config, where the tests point
+# DOCKER_CONFIG, and to build/bin.
 set -eu
 
 cd "$(dirname "$0")/../.."
@@ -14,20 +12,6 @@ command -v docker >/dev/null 2>&1 || {
     echo 'container tests need Docker Engine; install it with: sudo apt-get install docker.io'
     exit 0
 }
-
-missing=
-for pair in docker-compose:docker-compose openssl:openssl debootstrap:debootstrap dpkg-deb:dpkg xz:xz-utils curl:curl; do
-    command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair#*:}"
-done
-if [ -n "$missing" ]; then
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then
-        echo "container tests need these Debian packages, and some will be skipped without:$missing"
-        exit 0
-    fi
-    export DEBIAN_FRONTEND=noninteractive
-    # shellcheck disable=SC2086  # a list of package names
-    apt-get install -qqy --no-install-recommends $missing || { apt-get update -qq && apt-get install -qqy --no-install-recommends $missing; }
-fi
 
 # Unpacks file $2 of trixie's package $1 into directory $3.
 fetch() {

@@ -80,6 +80,13 @@ def test_settings_of_the_dotenv_file_reach_the_server(render):
     assert environment["VRAMBLK_WORKERS"] is None, "an option that nobody set must stay unset"
 
 
+@pytest.mark.parametrize("override", [(), *((name,) for name in OVERRIDES)])
+def test_no_file_passes_on_an_empty_variable_by_itself(render, override):
+    """An empty token, or TLS set to nothing, is an error of the server: only somebody who wrote it may cause it."""
+    assert "" not in render(*override)["environment"].values()
+    assert render("tls", VRAMBLK_TLS="")["environment"]["VRAMBLK_TLS"] == "require"
+
+
 def test_what_the_image_listens_on_is_said_again(render):
     """A variable that is passed on without a value would take the image's away."""
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
@@ -89,24 +96,25 @@ def test_what_the_image_listens_on_is_said_again(render):
 
 
 def test_every_option_can_be_set():
-    options = pytest.importorskip("vramblk.options")
+    options = pytest.importorskip("vramblk.config.options")
+    variables = pytest.importorskip("vramblk.config.variables")
     passed_on = set()
     for name in ("compose.yaml", "compose.tls.yaml"):
         text = (REPOSITORY / name).read_text()
         passed_on |= set(re.findall(r"^ +- (VRAMBLK_\w+)", text, re.MULTILINE))
     missing = {option.environment for option in options.OPTIONS} - passed_on
     assert missing <= {"VRAMBLK_TLS_PSK"}, "a pre-shared key needs a secret of its own: docs/container.md"
-    unknown = {name for name in passed_on if not options.is_known_variable(name)}
+    unknown = {name for name in passed_on if not variables.is_known(name)}
     assert not unknown
 
 
 def test_every_variable_of_the_files_is_known():
-    options = pytest.importorskip("vramblk.options")
+    variables = pytest.importorskip("vramblk.config.variables")
     used = set()
     for path in REPOSITORY.glob("compose*.yaml"):
         used |= set(re.findall(r"\$\{(VRAMBLK_\w+)", path.read_text()))
     assert used
-    assert {name for name in used if not options.is_known_variable(name)} == set()
+    assert {name for name in used if not variables.is_known(name)} == set()
 
 
 def test_alone_it_serves_from_the_cpu_and_with_a_vendor_never(render):
@@ -122,6 +130,22 @@ def test_alone_it_serves_from_the_cpu_and_with_a_vendor_never(render):
 )
 def test_a_vendor_loads_its_own_runtime_only(render, vendor, icd):
     assert render(vendor)["environment"]["OCL_ICD_VENDORS"] == f"/etc/OpenCL/vendors/{icd}.icd"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "runtimes"),
+    [("nvidia", "nvidia cpu"), ("nvidia-runtime", "nvidia cpu"), ("rocm", "amd intel cpu"), ("intel", "intel cpu")],
+)
+def test_a_vendors_file_builds_its_runtimes(render, vendor, runtimes):
+    """The same as `make up`, not all, which would be two to four times as large."""
+    build = render(vendor)["build"]
+    assert build["args"]["RUNTIMES"] == runtimes
+    assert build["context"]
+    assert render(vendor, VRAMBLK_RUNTIMES="amd")["build"]["args"]["RUNTIMES"] == "amd"
+
+
+def test_without_a_vendors_file_only_the_cpus_is_built(render):
+    assert render()["build"]["args"]["RUNTIMES"] == "cpu"
 
 
 def test_nvidia_reserves_the_device(render):

@@ -128,7 +128,8 @@ def test_builds_with_either_builder_and_again_quickly(base_image, tmp_path, buil
         pytest.skip("requires buildx")
     for name in CONTEXT:
         shutil.copy(REPOSITORY / name, tmp_path / name)
-    shutil.copytree(REPOSITORY / "vramblk", tmp_path / "vramblk")
+    for name in ("vramblk", "share"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name)
     (tmp_path / "deploy").mkdir()
     shutil.copy(REPOSITORY / "deploy/collect.sh", tmp_path / "deploy")
     tag = f"vramblk:builder{buildkit}"

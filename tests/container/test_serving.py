@@ -89,6 +89,20 @@ def test_health_metrics_and_status_page_answer_on_loopback(served):
         assert b"vramblk_export_size_bytes" in answer.read()
 
 
+def test_nobody_is_warned_of_what_the_container_sets_itself(served):
+    """Its addresses are published on loopback only, and nobody has typed --allow-cpu."""
+    warnings = {each["code"]: each for each in json.loads(served.exec("vramblk", "status", "--json").stdout)["warnings"]}
+    assert not {"nbd_exposed", "metrics_exposed"} & set(warnings)
+    assert "give the container a GPU" in warnings["system_ram"]["remedy"]
+    assert "nbd_exposed" not in served.logs()
+
+
+def test_man_page_and_completions_are_in_the_image(served):
+    done = served.exec("sh", "-c", "cd /opt/vramblk/share && ls man/man1 bash-completion/completions fish/*.d zsh/*")
+    for name in ("vramblk.1", "vramblk", "vramblk.fish", "_vramblk"):
+        assert name in done.stdout.split()
+
+
 def test_has_one_capability_and_no_way_to_more(served):
     pids = served.exec("sh", "-c", "cd /proc && ls -d [0-9]*").stdout.split()
     shown = served.exec(
@@ -273,6 +287,77 @@ def test_without_a_network_nothing_is_published_and_the_socket_serves(project, t
         socket.create_connection(("127.0.0.1", one.nbd_port), 2)
     if shutil.which("nbdinfo"):
         docker.run("nbdinfo", one.socket_uri)
+
+
+@pytest.mark.parametrize("implementation", ["docker-compose", "docker compose"])
+def test_the_exporter_shows_a_server_without_a_network_and_cannot_touch_it(project, tmp_path, implementation):
+    """As for swap mode; whether monitoring comes or goes, the server's container stays the same."""
+    (tmp_path / "more.yaml").write_text(
+        "services:\n  vramblk:\n    network_mode: none\n    environment:\n"
+        "      - VRAMBLK_LISTEN_ADDR=unix:/run/vramblk/nbd.sock\n      - VRAMBLK_METRICS_ADDR=off\n"
+    )
+    one = project(
+        command=docker.compose_command(implementation),
+        files=[REPOSITORY / "compose.yaml", tmp_path / "more.yaml"],
+        settings={"VRAMBLK_SOCKET_GID": "4321", "VRAMBLK_EXPORTER_PORT": str(docker.free_port())},
+    )
+    one.start()
+    before = docker.inspect(one.container)
+    monitoring = [
+        "-p", f"{one.name}-monitoring", "--project-directory", ".", "-f", "deploy/monitoring/compose.yaml",
+    ]  # fmt: skip
+    one.compose(*monitoring, "up", "-d", "exporter")
+    try:
+        url = f"http://127.0.0.1:{one.settings['VRAMBLK_EXPORTER_PORT']}/metrics"
+        assert b'vramblk_state{state="ready"} 1' in eventually(lambda: read(url))
+        exporter = one.compose(*monitoring, "ps", "-q", "exporter").stdout.strip()
+        assert docker.run("docker", "exec", exporter, "id", "-u").stdout.strip() == "65534"
+        refused = docker.run("docker", "exec", exporter, "touch", "/run/vramblk/x", check=False)
+        assert "Read-only file system" in refused.stderr
+    finally:
+        one.compose(*monitoring, "down", "-t", "5")
+    after = docker.inspect(one.container)
+    assert (after["Id"], after["State"]["Pid"]) == (before["Id"], before["State"]["Pid"])
+
+
+def test_the_exporter_asks_for_the_token_in_the_file(project, tmp_path):
+    """Whatever .env holds for the server; without the file it ends and is not open."""
+    token = tmp_path / "token"
+    token.write_text("s3cret\n")
+    os.chown(token, 65534, -1)
+    token.chmod(0o400)
+    port = docker.free_port()
+    one = project(settings={
+        "VRAMBLK_EXPORTER_PORT": str(port), "VRAMBLK_MONITORING_TOKEN_PATH": str(token),
+        "VRAMBLK_METRICS_TOKEN": "other", "VRAMBLK_METRICS_TOKEN_FILE": "",
+    })  # fmt: skip
+    one.start()
+    monitoring = [
+        "-p", f"{one.name}-monitoring", "--project-directory", ".", "-f", "deploy/monitoring/compose.yaml",
+    ]  # fmt: skip
+    with_token = [*monitoring, "-f", "deploy/monitoring/compose.token.yaml"]
+    one.compose(*with_token, "up", "-d", "exporter")
+    try:
+        url = f"http://127.0.0.1:{port}/metrics"
+        assert b"vramblk_state" in eventually(lambda: read(url, "s3cret"))
+        assert read(url) == b"" == read(url, "other")
+        one.settings |= {"VRAMBLK_METRICS_TOKEN": "", "VRAMBLK_METRICS_TOKEN_FILE": "/run/secrets/mine"}
+        one.compose(*monitoring, "up", "-d", "exporter")
+        reason = "VRAMBLK_METRICS_TOKEN_FILE=/run/secrets/mine: the file cannot be read"
+        eventually(lambda: reason in one.compose(*monitoring, "logs", "exporter").stdout)
+        assert read(url) == b""
+    finally:
+        one.compose(*with_token, "down", "-t", "5")
+
+
+def read(url: str, token: str = "") -> bytes:
+    """Empty if nothing answers, or refuses."""
+    try:
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.read()
+    except OSError:
+        return b""
 
 
 @pytest.mark.parametrize("implementation", ["docker-compose", "docker compose"])

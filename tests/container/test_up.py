@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ..wire import rawclient
 from ..wire.rawclient import RawClient
 from . import docker
 from .docker import REPOSITORY, free_port, requires_docker
@@ -72,7 +73,7 @@ def clone(base_image: str, tmp_path: Path) -> Iterator[Clone]:
         },
     )
     yield made
-    made.make("down", check=False)
+    made.make("down", check=False, FORCE="1")
     docker.run("docker", "image", "rm", IMAGE, check=False)
 
 
@@ -84,7 +85,7 @@ def test_up_twice_then_down_leaves_nothing(clone, tmp_path):
     assert f"nbdinfo nbd://127.0.0.1:{port}/vram" in first.stdout
     mark, *written = (clone.directory / ".env").read_text().splitlines()
     assert mark.startswith("#")
-    assert written == ["COMPOSE_FILE=compose.yaml", "VRAMBLK_RUNTIMES=cpu"]
+    assert written == ["COMPOSE_FILE=compose.yaml"]
     with attached(clone):
         assert "tcp:" in clone.make("status").stdout
         assert clone.make("up", VRAMBLK_UP_TIMEOUT="30").returncode == 0, (
@@ -109,11 +110,51 @@ def test_up_does_not_cut_off_clients_when_something_changed(clone):
         refused = clone.make("up", check=False, VRAMBLK_SIZE="32M")
         assert refused.returncode != 0
         assert "clients are attached (1)" in refused.stderr
+        refused = clone.make("down", check=False)
+        assert refused.returncode != 0 and "make down FORCE=1" in refused.stderr
         assert clone.containers == before
     clone.make("up", VRAMBLK_SIZE="32M")
     assert clone.containers != before
     with attached(clone) as client:
         assert client.size == 32 << 20
+
+
+def test_up_does_not_lose_data_when_a_variable_is_not_typed_again(clone):
+    clone.make("up", VRAMBLK_SIZE="32M")
+    before = clone.containers
+    with attached(clone) as client:
+        client.write(4096, bytes([7]) * 8192)
+    refused = clone.make("up", check=False)
+    assert refused.returncode != 0
+    assert "holds 8 KiB of data" in refused.stderr
+    assert "(VRAMBLK_SIZE: 32M becomes 64M)" in refused.stderr
+    assert clone.containers == before
+    clone.make("up", FORCE="1")
+    with attached(clone) as client:
+        assert client.size == 64 << 20
+
+
+def test_down_does_not_lose_data_unless_forced(clone):
+    clone.make("up")
+    before = clone.containers
+    with attached(clone) as client:
+        client.write(4096, bytes([7]) * 8192)
+    refused = clone.make("down", check=False)
+    assert refused.returncode != 0
+    assert "holds 8 KiB of data, which ends with it" in refused.stderr
+    docker.run("docker", "pause", before[0])
+    assert "does not answer, so it may hold data" in clone.make("down", check=False).stderr
+    docker.run("docker", "unpause", before[0])
+    assert clone.containers == before
+    with attached(clone) as client:
+        client.call(rawclient.WRITE_ZEROES, 4096, 8192)
+    clone.make("down")
+    assert clone.containers == []
+    clone.make("up")
+    with attached(clone) as client:
+        client.write(4096, bytes([7]) * 8192)
+    clone.make("down", FORCE="1")
+    assert clone.containers == []
 
 
 def test_up_shows_why_the_server_ends_and_stops_it(clone):
@@ -143,6 +184,7 @@ def test_up_tells_of_a_taken_port_before_it_builds(clone):
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="requires openssl")
+@pytest.mark.skipif(not shutil.which("nbdinfo"), reason="requires nbdinfo")
 def test_tls_after_a_plain_up(clone):
     """The container then wants TLS of every client, and a plain `make up` does not take that away."""
     clone.make("up")
@@ -150,15 +192,19 @@ def test_tls_after_a_plain_up(clone):
     (clone.directory / "tls").mkdir()
     docker.run(
         "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-        "-subj", "/CN=localhost", "-keyout", "tls/server-key.pem", "-out", "tls/server-cert.pem",
+        "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", "tls/server-key.pem", "-out", "tls/server-cert.pem",
         cwd=clone.directory,
     )  # fmt: skip
     shutil.copy(clone.directory / "tls/server-cert.pem", clone.directory / "tls/ca-cert.pem")
-    clone.make("up", VRAMBLK_TLS="require")
+    (clone.directory / "tls").rename(clone.directory / "keys")
+    clone.make("up", VRAMBLK_TLS="require", VRAMBLK_TLS_DIR="./keys")
     before = clone.containers
-    clone.make("up")
+    shown = clone.make("up").stdout
     assert clone.containers == before
     assert "VRAMBLK_TLS=require" in docker.inspect(before[0])["Config"]["Env"]
+    (recipe,) = [line for line in shown.splitlines() if "look at it" in line]
+    done = docker.run("sh", "-c", recipe.partition("look at it")[2])
+    assert "export-size: 67108864" in done.stdout
 
 
 @contextmanager

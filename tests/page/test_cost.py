@@ -56,7 +56,7 @@ def stuck_scrapers(server: Server, ended: threading.Event) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             sock.connect(str(server.status_path))
             if index % 8 == 0:
-                sock.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+                sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
             stuck.append(sock)
         ended.wait(20)
         for sock in stuck:

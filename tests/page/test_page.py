@@ -80,6 +80,42 @@ def test_pictures_and_accessibility(
     assert len(found["passes"]) > 15
 
 
+def test_on_a_phone_no_word_is_broken(page: Browser) -> None:
+    """The figures of a fast server are wide."""
+    page.emulate(390, False, True)
+    settle()
+    broken = page.script("""
+        const found = [];
+        for (const text of ["1,234,567/s", "1023 MiB/s", "99.9 GiB/s", "64 of 4096"]) {
+          for (const tile of document.querySelectorAll("#tiles .value")) {
+            tile.textContent = text;
+            const lines = new Set([...text].map((_, at) => {
+              const range = document.createRange();
+              range.setStart(tile.firstChild, at); range.setEnd(tile.firstChild, at + 1);
+              return Math.round(range.getBoundingClientRect().top);
+            }));
+            if (lines.size > 1 || tile.scrollWidth > tile.clientWidth) found.push(text);
+          }
+        }
+        return found""")
+    assert broken == []
+
+
+def test_charts_have_a_scale(page: Browser) -> None:
+    """Three labels beside each curve, round numbers, the highest value within."""
+    settle()
+    scales = page.script(
+        "return [...document.querySelectorAll('.scale')].map(each => [...each.children].map(label => label.textContent))"
+    )
+    assert len(scales) == 4
+    for top, half, zero in scales:
+        assert zero == "0"
+        assert top and half and top != half
+    assert page.script("return [4.9e6, 330, 0.073, 0.0004, 1024, 0].map((value, at) => roundUp(value, at % 4 ? 1000 : 1024))") == [
+        6 << 20, 400, pytest.approx(0.08), pytest.approx(0.0004), 1024, 0,
+    ]  # fmt: skip
+
+
 def test_keyboard_reaches_every_figure(page: Browser) -> None:
     """Tab visits the skip link and each chart; arrow keys read a chart's values."""
     seen = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.wire.harness import REPOSITORY, Server, eventually, free_port, requires
 
@@ -19,22 +20,18 @@ RULES = REPOSITORY / "deploy" / "monitoring"
 
 
 class Prometheus:
-    """Scrapes one address every second and holds the rules that the project ships."""
+    """Scrapes one address every second, as the file for a server with a token says, with the rules of the project."""
 
     def __init__(self, directory: Path, target: int, token: str) -> None:
         directory.mkdir()
         port = free_port()
-        config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [str(RULES / "vramblk.rules.yaml")],
-            "scrape_configs": [
-                {
-                    "job_name": "vramblk",
-                    "authorization": {"type": "Bearer", "credentials": token},
-                    "static_configs": [{"targets": [f"127.0.0.1:{target}"]}],
-                }
-            ],
-        }
+        (directory / "token").write_text(f"{token}\n")
+        config = yaml.safe_load((RULES / "prometheus.token.yaml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(RULES / "vramblk.rules.yaml")]
+        (job,) = config["scrape_configs"]
+        job["static_configs"] = [{"targets": [f"127.0.0.1:{target}"]}]
+        job["authorization"]["credentials_file"] = str(directory / "token")
         (directory / "prometheus.yml").write_text(json.dumps(config))
         self._url = f"http://127.0.0.1:{port}/api/v1/"
         self._log = (directory / "log").open("w")

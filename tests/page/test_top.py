@@ -67,7 +67,7 @@ def test_top_shows_a_loaded_server(terminal: Terminal, artefacts: Path) -> None:
     """State, warnings, export, rates with bars, latencies and the client are on the screen; q ends with 0."""
     eventually(lambda: "▁" in terminal.screen() or "█" in terminal.screen(), 20)
     texts = (
-        "ready", "scratch mode", "system RAM", "vram", "64M", "MiB/s", "99 % BELOW", "read", "write", "REQUESTS/S",
+        "ready", "scratch mode", "system RAM", "vram", "64 MiB", "MiB/s", "99 % BELOW", "read", "write", "REQUESTS/S",
         "unix:pid=",
     )  # fmt: skip
     screen = eventually(lambda: all(text in (now := terminal.screen()) for text in texts) and now, 20)

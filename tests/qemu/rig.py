@@ -26,7 +26,6 @@ from ..container import docker
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
 CACHE = PROJECT / "build" / "qemu"
-PACKAGES = HERE / "packages.txt"
 IMAGE = "vramblk:testqemu"
 
 #: The kernel, systemd, dockerd and the locked server leave some 150 MiB: each page more is milliseconds at this speed.
@@ -80,7 +79,7 @@ def missing() -> str | None:
         name for name in _NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
     ]
     if absent:
-        return f"{', '.join(absent)} missing; type: sudo apt-get install {' '.join(PACKAGES.read_text().split())}"
+        return f"{', '.join(absent)} missing; type: sudo tests/setup.sh qemu"
     if os.geteuid():
         return "debootstrap needs root"
     return docker.missing() or None

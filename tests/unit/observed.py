@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.unit.plain_memory import PlainMemory
+from tests.unit.sharedmemory import make_shared
 from vramblk import observer
-from vramblk.engine import describe
-from vramblk.executor import Executor
+from vramblk.config.settings import Settings, load_settings
+from vramblk.engine.executor import Executor, engine_windows
+from vramblk.engine.process import describe
 from vramblk.memory.base import Batch
-from vramblk.settings import Settings, load_settings
-from vramblk.shared.context import Shared, make_shared
+from vramblk.shared.context import Shared
 from vramblk.shared.control import ControlWord, State
 
 SIZE = 64 << 20
@@ -37,14 +38,15 @@ class Observed:
         os.set_blocking(log_writer, False)
         self.shared: Shared = make_shared(settings, workers, 1 << 20, 1 << 20, log_writer)
         self.before: Callable[[PlainMemory, Batch], None] = lambda memory, batch: None
+        windows = engine_windows(self.shared.windows)
         self.memories = [
-            PlainMemory(SIZE, self.shared.windows, before=lambda memory, batch: self.before(memory, batch))
+            PlainMemory(SIZE, windows, before=lambda memory, batch: self.before(memory, batch))
             for _ in settings.exports
         ]
         for written in self.shared.written:
             written.resize(SIZE)
-        self.shared.control.publish_geometry(describe(self.shared, self.memories))
-        self.engine = Executor(self.shared, self.memories)
+        self.shared.control.publish_export_table(describe(self.shared, self.memories))
+        self.engine = Executor(self.shared, self.memories, windows)
         self.stall = threading.Event()
         self._ended = threading.Event()
         self.control.store(ControlWord.SUPERVISOR_PID, os.getpid())
@@ -78,7 +80,7 @@ class Observed:
                 time.sleep(0.001)
 
     def _observe(self, theirs: socket.socket) -> None:
-        self.status.append(observer.run(self.shared, self.log_reader, self._listeners, theirs))
+        self.status.append(observer.run(self.shared, self.log_reader, self._listeners, theirs, {}))
 
     def close(self) -> None:
         """Let the observer go as a dying supervisor does."""

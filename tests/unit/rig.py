@@ -11,19 +11,20 @@ from typing import Any
 import structlog
 
 from tests.unit.plain_memory import PlainMemory
-from vramblk.executor import Executor
+from tests.unit.sharedmemory import make_shared
+from vramblk.config.settings import load_settings
+from vramblk.engine.executor import EngineWindow, Executor, engine_windows
 from vramblk.memory.base import Batch, Memory
 from vramblk.nbd.replies import ReplyFormat
-from vramblk.serving.connection import Connection
+from vramblk.serving.connection import Connection, complete
 from vramblk.serving.lanes import SMALLEST, Lanes
-from vramblk.serving.pending import Submitter
-from vramblk.serving.submission import ExportView
-from vramblk.settings import load_settings
-from vramblk.shared.context import make_shared
+from vramblk.serving.ringwriter import ExportView
+from vramblk.serving.stagetimes import WorkerTiming
+from vramblk.serving.submissions import Submissions
 from vramblk.shared.ring import SubmissionRing
-from vramblk.shared.window import Window
 
 SIZE = 4 << 20
+STRUCTURED = ReplyFormat(True, False)
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS = range(8)
 
 
@@ -33,7 +34,7 @@ class Rig:
 
     client: socket.socket
     connection: Connection
-    submitter: Submitter
+    submissions: Submissions
     engine: Executor
     memory: Any
     written: Any
@@ -51,8 +52,8 @@ class Rig:
         for _ in range(rounds):
             moved = self.connection.pump()
             moved |= self.engine.turn()
-            moved |= bool(self.submitter.collect())
-            self.connection.replies.flush()
+            moved |= bool(complete(self.submissions))
+            self.connection.flush()
             if not moved:
                 return
 
@@ -82,23 +83,30 @@ class Rig:
 
     def second(self, server: socket.socket) -> Connection:
         """Another connection of the same worker, in the same lane: one of the two must not receive payloads."""
-        return connect(server, self.connection.lane, self.engine._windows[0], self.submitter, self.export)
+        return connect(server, self.connection.lane, self.engine._windows[0], self.submissions, self.export)
 
 
 def connect(
-    server: socket.socket, lane: Any, window: Any, submitter: Submitter, export: ExportView
+    server: socket.socket,
+    lane: Any,
+    window: Any,
+    submissions: Submissions,
+    export: ExportView,
+    timing: WorkerTiming | None = None,
+    format: ReplyFormat = STRUCTURED,
 ) -> Connection:
     return Connection(
         server,
         "test",
         lane,
         window,
-        submitter,
+        submissions,
         export,
-        ReplyFormat(True, False),
+        format,
         1,
         b"",
         structlog.get_logger(),
+        timing=timing,
     )
 
 
@@ -108,24 +116,26 @@ def make(
     arena_bytes: int | None = None,
     before: Callable[[PlainMemory, Batch], None] = lambda memory, batch: None,
     lane_bytes: int = 4 * SMALLEST,
-    open_memory: Callable[[Sequence[Window]], Memory] | None = None,
+    open_memory: Callable[[Sequence[EngineWindow]], Memory] | None = None,
+    format: ReplyFormat = STRUCTURED,
 ) -> Rig:
     """A rig on a pair of sockets: on a plain memory, with ``before`` as there, or on what ``open_memory`` opens."""
-    shared = make_shared(load_settings(["--allow-cpu", "--size", "4M"], {}), 1, lane_bytes, lane_bytes, 2)
+    shared = make_shared(load_settings(["--allow-cpu", "--size", "4M"], {}), 1, lane_bytes, lane_bytes)
+    windows = engine_windows(shared.windows)
     memory: Any
     if open_memory is None:
-        memory = PlainMemory(SIZE, shared.windows, arena_bytes, before)
+        memory = PlainMemory(SIZE, windows, arena_bytes, before)
     else:
-        memory = open_memory(shared.windows)
-        memory.attach(shared.windows)
+        memory = open_memory(windows)
+        memory.attach(windows)
     shared.written[0].resize(SIZE)
-    engine = Executor(shared, [memory])
+    engine = Executor(shared, [memory], windows)
     for each in (client, server):
         each.setblocking(False)
     window = shared.windows[0]
     lane = Lanes(window.layout.rx_bytes, window.layout.tx_bytes, 1).take()
     assert lane is not None
-    submitter = Submitter(SubmissionRing(window, shared.engine_bell, shared.control), window.counters)
+    submissions = Submissions(SubmissionRing(window, shared.engine_doorbell, shared.control), window.counters)
     export = ExportView(0, "vram", SIZE, memory.arena_bytes, False, shared.written[0])
-    connection = connect(server, lane, window, submitter, export)
-    return Rig(client, connection, submitter, engine, memory, shared.written[0], export)
+    connection = connect(server, lane, window, submissions, export, format=format)
+    return Rig(client, connection, submissions, engine, memory, shared.written[0], export)

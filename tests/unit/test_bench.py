@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from vramblk import bench
-from vramblk.bench_client import Client, Measurement, parse_uri
+from vramblk.commands import bench
+from vramblk.commands.bench_client import Client, Measurement, parse_uri
+from vramblk.config.settings import load_settings
 from vramblk.errors import ConfigError, PreconditionError, RuntimeFailure
-from vramblk.settings import load_settings
 
 SIZE = 4 << 20
 READ, WRITE, DISC = 0, 1, 2

@@ -142,7 +142,7 @@ def test_target_follows_the_socket_speed_of_the_machine() -> None:
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("table", 14), ("extra", 4), ("all", 18), ("4k randread qd1", 1), ("1m", 5), ("128k,32k", 3)],
+    [("table", 14), ("extra", 6), ("all", 20), ("4k randread qd1", 1), ("1m", 5), ("128k,32k", 3)],
 )
 def test_rows_are_chosen_by_part_or_whole_name(text: str, count: int) -> None:
     assert len(rows.choose(text)) == count
@@ -323,6 +323,31 @@ def test_quick_holds_a_cpu_against_nbdkit_only() -> None:
     ]
 
 
+def test_quick_holds_a_server_without_workers_to_its_own_goal() -> None:
+    """At depth 1 only that one has a goal, and a missing sample of another server does not hide it."""
+    samples = {"vramblk": [-1], peers.DIRECT: [50], peers.MEMORY: [100]}
+    found = document("quick", **{"4k randread qd1": samples, "4k randwrite qd1": samples | {peers.DIRECT: [70]}})
+    assert [(goal.what, goal.reached) for goal in goals.check(found)] == [
+        ("4k randread qd1: vramblk --workers 0 against nbdkit memory", False),
+        ("4k randwrite qd1: vramblk --workers 0 against nbdkit memory", True),
+    ]
+
+
+def test_a_server_without_workers_has_memory_without_opencl(tmp_path) -> None:
+    with session.plain_memory(1 << 20) as device:
+        peer = peers.direct(1 << 20, tmp_path, device)
+        assert Path(device.removeprefix("map:")).stat().st_size == 1 << 20
+    assert peer.name == peers.DIRECT and peer.uri != peers.project(1 << 20, tmp_path).uri
+    assert peer.command[-5:] == ["--workers", "0", "--device", device, "--map-overwrite"]
+
+
+def test_as_many_requests_as_bytes(fake, greeter) -> None:
+    fio.run_bytes(rows.BY_NAME["4k randread qd1"], greeter, 40 << 10, 64 << 20)
+    [command] = commands(fake)
+    assert {"--io_size=40960", "--bs=4k", "--iodepth=1"} <= set(command)
+    assert not any(word.startswith(("--runtime", "--time_based")) for word in command)
+
+
 def test_markdown_and_plot_are_written_beside_the_json(tmp_path, capsys) -> None:
     found = document(**{"4k randread qd32": {"vramblk": [900, 1000], peers.MEMORY: [500, 400]}})
     names = {path.suffix for path in report.write(tmp_path / "r.json", found)}
@@ -426,7 +451,7 @@ def test_sizes() -> None:
 
 
 def test_the_tools_start_without_the_package_installed(tmp_path) -> None:
-    for script in ("run.py", "curves.py", "report.py"):
+    for script in ("run.py", "curves.py", "instructions.py", "report.py"):
         ended = subprocess.run(
             [sys.executable, "-S", str(ROOT / "bench" / script), "--help"],
             capture_output=True, text=True, cwd=tmp_path, env={"PATH": os.environ["PATH"]},

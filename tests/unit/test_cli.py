@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from vramblk import __version__, cli, docsgen
+from tools import docsgen
+from vramblk import __version__, cli
+from vramblk.commands import check
+from vramblk.config.options import OPTIONS
+from vramblk.config.settings import Settings, load_settings
 from vramblk.errors import ConfigError, PreconditionError, RuntimeFailure
-from vramblk.options import OPTIONS
-from vramblk.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,6 +71,17 @@ def test_list_devices_is_the_subcommand_devices(
     ]  # fmt: skip
 
 
+def test_help_and_version_may_be_words(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for argv in (["help"], ["--help"], ["help", "status"], ["status", "--help"], ["version"], ["--version"]):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(argv, {})
+        shown[" ".join(argv)] = capsys.readouterr().out
+    assert shown["help"] == shown["--help"]
+    assert shown["help status"] == shown["status --help"] != shown["help"]
+    assert shown["version"] == shown["--version"]
+
+
 def test_own_options_of_subcommands(calls: list[tuple[str, Settings, argparse.Namespace]]) -> None:
     assert cli.main(["status", "--health"], {}) == 0
     assert cli.main(["selftest", "--passes", "7", "--json"], {}) == 0
@@ -80,6 +93,12 @@ def test_own_options_of_subcommands(calls: list[tuple[str, Settings, argparse.Na
     ("argv", "part"),
     [
         (["chek"], "nearest is check"),
+        (["frobnicate"], "unknown subcommand 'frobnicate'; allowed: serve, devices"),
+        (["start"], "nearest is serve"),
+        (["stop"], "unknown subcommand 'stop'; allowed: serve, devices"),
+        (["--bogus"], "unknown flag '--bogus'; vramblk --help lists all"),
+        (["--metric-addr", "x"], "the nearest is --metrics-addr"),
+        (["help", "frobnicate"], "frobnicate"),
         (["--size", "64M", "check"], "a subcommand stands first"),
         (["--size", "64Q"], "size = '64Q' (flag --size)"),
         (["--json"], "--list-devices"),
@@ -137,6 +156,30 @@ def test_unknown_variable_is_a_log_event(
     assert (event["event"], event["level"]) == ("unknown_variable", "warning")
     assert (event["name"], event["nearest"]) == ("VRAMBLK_SIZ", "VRAMBLK_SIZE")
     assert captured.err == ""
+    assert cli.main([], {"VRAMBLK_FROBNICATION": "1"}) == 0
+    assert "nearest" not in json.loads(capfd.readouterr().out)
+
+
+def test_a_size_that_is_rounded_up_is_a_log_event(
+    capfd: pytest.CaptureFixture[str], calls: list[tuple[str, Settings, argparse.Namespace]]
+) -> None:
+    assert cli.main(["--size", "5000"], {}) == 0
+    event = json.loads(capfd.readouterr().out)
+    assert (event["event"], event["level"], event["export"]) == ("size_rounded", "info", "vram")
+    assert (event["asked_bytes"], event["size_bytes"]) == (5000, 8192)
+
+
+def test_overridden_exports_are_a_log_event(
+    capfd: pytest.CaptureFixture[str], calls: list[tuple[str, Settings, argparse.Namespace]], tmp_path: Path
+) -> None:
+    path = tmp_path / "exports.yaml"
+    path.write_text("exports: [{name: one, size: 8M}, {name: two, size: 16M}]\n")
+    assert cli.main(["--config", str(path), "--size", "8M"], {}) == 0
+    event = json.loads(capfd.readouterr().out)
+    assert (event["event"], event["level"]) == ("exports_overridden", "warning")
+    assert (event["name"], event["source"], event["exports"]) == ("size", "flag --size", ["two"])
+    warned = {each.name: each for each in check.examine(load_settings(["--config", str(path), "--size", "8M"], {}))}
+    assert warned["exports"].detail == "size = 8M (flag --size) is used for two instead of its own"
 
 
 def test_help_of_the_program_lists_every_option_and_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +199,7 @@ def test_help_of_each_subcommand(name: str, capsys: pytest.CaptureFixture[str]) 
         cli.main([name, "--help"], {})
     text = capsys.readouterr().out
     assert f"usage: vramblk {name}" in text
-    assert ("--json" in text) == (name not in ("serve", "top"))
+    assert ("--json" in text) == (name not in ("serve", "top", "relay"))
 
 
 @pytest.mark.parametrize("argv", [["-V"], ["--version"], ["status", "-V"]])

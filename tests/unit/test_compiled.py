@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
+import os
 import re
+import shutil
 import struct
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +23,9 @@ from hypothesis import strategies as st
 import vramblk.nbd.runs
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = re.findall(r'"(vramblk\.[a-z.]+)"', (ROOT / "setup.py").read_text())
+#: A .pxd without a module is C for the others.
+TYPES = sorted(path for path in (ROOT / "vramblk").rglob("*.pxd") if path.with_suffix(".py").exists())
+NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in TYPES]
 SIZE, ARENA = 1 << 26, 1 << 24
 
 
@@ -41,6 +49,61 @@ def test_what_is_imported_is_as_new_as_its_source(name: str) -> None:
         pytest.skip("not compiled here")
     for each in (python, python.with_suffix(".pxd")):
         assert not each.exists() or each.stat().st_mtime <= made.stat().st_mtime, "type: make install"
+
+
+def test_nothing_else_is_compiled() -> None:
+    """A shared object whose .pxd is gone is no longer made, and hides its source."""
+    objects = (ROOT / "vramblk").rglob("*.so")
+    assert {path for path in objects if path.with_name(path.name.partition(".")[0] + ".pxd") not in TYPES} == set()
+
+
+@pytest.mark.parametrize("path", TYPES, ids=NAMES)
+def test_what_is_compiled_counts_no_index_from_the_end(path: Path) -> None:
+    """It runs without checks of indices: -1 would be the cell in front of the first."""
+    tree = ast.parse(path.with_suffix(".py").read_text())
+    indices = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+    assert [ast.unparse(each) for each in indices if ast.unparse(each).startswith("-")] == []
+
+
+def test_the_image_compiles_every_package_that_has_types() -> None:
+    """A package that is not copied would only be slower."""
+    copied = re.findall(r"^COPY (vramblk/\w+) ", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    types = (ROOT / "vramblk").rglob("*.pxd")
+    assert copied == sorted({str(path.parent.relative_to(ROOT)) for path in types})
+
+
+def run_setup(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """setup.py in a directory with little of the project, so that little is translated."""
+    pytest.importorskip("Cython")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, directory)
+    shutil.copytree(ROOT / "share", directory / "share")
+    (directory / "vramblk" / "shared").mkdir(parents=True, exist_ok=True)
+    for name in ("__init__.py", "shared/__init__.py", "shared/contiguousfifo.py"):
+        shutil.copy(ROOT / "vramblk" / name, directory / "vramblk" / name)
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", *words], cwd=directory, text=True, capture_output=True, timeout=300,
+        env={**os.environ, "VRAMBLK_COMPILE": "require"},
+    )  # fmt: skip
+
+
+def test_a_source_distribution_brings_the_types(tmp_path: Path) -> None:
+    """What is built from one would otherwise be slower, and nothing would say so."""
+    types = ["vramblk/shared/contiguousfifo.pxd", "vramblk/system/ccalls.pxd"]
+    for each in types:
+        (tmp_path / each).parent.mkdir(parents=True)
+        shutil.copy(ROOT / each, tmp_path / each)
+    run = run_setup(tmp_path, "sdist")
+    assert run.returncode == 0, run.stderr
+    (made,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(made) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames()]
+    assert [name for name in names if name.endswith(".pxd")] == types
+
+
+def test_without_types_nothing_can_be_compiled_that_is_required(tmp_path: Path) -> None:
+    run = run_setup(tmp_path, "--version")
+    assert run.returncode and "VRAMBLK_COMPILE=require" in run.stderr
 
 
 def taken(module: Any, extended: bool, words: bytearray, have: int, run_bytes: int) -> Any:
@@ -90,3 +153,16 @@ def test_runs_are_taken_alike(
     assert taken(vramblk.nbd.runs, extended, words, have, run_bytes) == taken(
         plain, extended, words, have, run_bytes
     )
+
+
+def test_a_parser_goes_on_after_so_many_runs_that_their_count_begins_anew() -> None:
+    """Each run marks the blocks it meets with its number, of 32 bits."""
+    write = struct.pack(">IHHQQI", 0x25609513, 0, 1, 1, 0, 512) + bytes(512)
+    words = bytearray(write * 2)
+    plain = vramblk.nbd.runs.Plain(
+        memoryview(words).cast("I"), extended=False, size_bytes=SIZE, arena_bytes=SIZE, read_only=False,
+        run_bytes=1 << 18,
+    )  # fmt: skip
+    plain.runs = (1 << 32) - 2
+    for _ in range(3):
+        assert plain.take(0, len(words)) == 1, "the second write overlaps the first"

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
 #: Options named without their command, of programs that are not ours.
 FOREIGN_OPTIONS = frozenset({"--network", "--iodepth"})
-_FOLDERS = "bench|deploy|docs|host|share|tests|vramblk"
+_FOLDERS = "bench|deploy|docs|host|share|tests|tools|vramblk"
 _PATH = re.compile(
     rf"(?:{_FOLDERS})/[\w./-]*\w/?|(?:compose[\w.-]*|entrypoint|requirements)\.(?:yaml|sh|txt)"
 )

@@ -61,7 +61,7 @@ def test_nothing_is_acknowledged_before_it_is_executed(make_rig: MakeRig) -> Non
     rig: Rig
 
     def look(memory: PlainMemory, batch: Batch) -> None:
-        early.append(rig.submitter.ring.done())
+        early.append(rig.submissions.ring.done())
 
     rig = make_rig(before=look)
     for number in range(3):
@@ -70,7 +70,7 @@ def test_nothing_is_acknowledged_before_it_is_executed(make_rig: MakeRig) -> Non
         pass
     assert rig.engine.turn()
     assert early == [0]
-    assert rig.submitter.ring.done() == rig.submitter.ring.tail > 0
+    assert rig.submissions.ring.done() == rig.submissions.ring.tail > 0
 
 
 def test_an_error_hits_only_the_request_it_belongs_to(make_rig: MakeRig) -> None:
@@ -78,7 +78,7 @@ def test_an_error_hits_only_the_request_it_belongs_to(make_rig: MakeRig) -> None
 
     def fail_over_64k(memory: PlainMemory, batch: Batch) -> None:
         for run in (*batch.reads, *batch.writes):
-            for offset, length, _, _, _ in memory.requests(run.window, run.first, run.count):
+            for offset, length, _ in memory.requests(run.window, run.first, run.count):
                 if offset <= 65536 < offset + length:
                     raise DeviceError(5, "injected")
 
@@ -205,7 +205,7 @@ def test_where_there_is_room_a_write_is_waited_for(make_rig: MakeRig, lane_bytes
                 pass
     rig.work(2)
     assert rig.answers() == [(-1, 0, number) for number in range(3)]
-    assert rig.submitter.ring.tail == entries
+    assert rig.submissions.ring.tail == entries
 
 
 def test_the_written_map_follows_writes_and_zeroing(make_rig: MakeRig) -> None:
@@ -225,7 +225,7 @@ def test_the_written_map_follows_writes_and_zeroing(make_rig: MakeRig) -> None:
 
 
 def test_a_dead_workers_requests_are_finished_before_its_window_is_handed_on(make_rig: MakeRig) -> None:
-    """retire leaves nothing in the ring, and a clean window starts at zero again."""
+    """drain_window leaves nothing in the ring, and a clean window starts at zero again."""
     rig = make_rig()
     for number in range(20):
         rig.send(WRITE, number * 4096, 4096, b"w" * 4096, cookie=number)
@@ -233,7 +233,7 @@ def test_a_dead_workers_requests_are_finished_before_its_window_is_handed_on(mak
         pass
     window = rig.connection._window
     assert window.load(Word.TAIL) > window.load(Word.DONE)
-    rig.engine.retire(0)
+    rig.engine.drain_window(0)
     assert rig.memory.bytes[: 20 * 4096].all()
     assert not rig.engine.waiting() and not rig.engine.turn()
     generation = window.load(Word.GENERATION)
@@ -245,7 +245,7 @@ def test_a_dead_workers_requests_are_finished_before_its_window_is_handed_on(mak
 def test_an_entry_that_points_outside_is_refused(make_rig: MakeRig) -> None:
     """A worker whose entries make no sense gets EINVAL; nothing is executed and the engine lives."""
     rig = make_rig()
-    ring = rig.submitter.ring
+    ring = rig.submissions.ring
     far = 1 << 40
     for op, export, first, count, lo, hi, offset, length in (
         (0, 9, 0, 1, 0, 16, 0, 16),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vramblk import hostmemory
-from vramblk.swapsafety import Precondition
+from vramblk.swap import hostmemory
+from vramblk.swap.requirements import Precondition
 
 MIB = 1 << 20
 
@@ -53,7 +53,7 @@ def test_min_free_says_the_number_it_wants_and_why(machine: Machine) -> None:
     (found,) = machine.bad(320 * MIB)
     assert found.name == "min_free"
     assert "is 45056, and 178012 is wanted" in found.detail
-    assert "1 % of 16384 MiB of RAM and 1/32 of 320 MiB locked" in found.detail and "sends" in found.detail
+    assert "1 % of 16 GiB of RAM and 1/32 of 320 MiB locked" in found.detail and "sends" in found.detail
     assert "sysctl vm.min_free_kbytes=178012" in found.remedy and "vramblk-swap up" in found.remedy
     machine.write("proc/sys/vm/min_free_kbytes", "178012\n")
     assert machine.bad(320 * MIB) == []

@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 import structlog
 
-from vramblk import logs
+from tests.unit.sharedmemory import make_control
+from vramblk.config.settings import load_settings
+from vramblk.config.units import TcpAddress, UnixAddress
 from vramblk.errors import ConfigError, PreconditionError, RuntimeFailure
-from vramblk.settings import load_settings
-from vramblk.shared.control import Control, ControlWord
-from vramblk.supervision import listeners
-from vramblk.supervision.acceptor import Acceptor
-from vramblk.supervision.eventloop import EventLoop
-from vramblk.supervision.listeners import Listener, socket_group
-from vramblk.units import TcpAddress, UnixAddress
+from vramblk.shared.control import ControlWord
+from vramblk.supervisor import listeners
+from vramblk.supervisor.acceptor import Acceptor
+from vramblk.supervisor.eventloop import EventLoop
+from vramblk.supervisor.listeners import Listener, socket_group
+from vramblk.system import logs
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="requires root: gives a file to another group")
 
@@ -201,7 +202,9 @@ def test_busy_port_names_who_to_ask() -> None:
     """The message has the command that shows who listens there."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(RuntimeFailure, match=f"listen_addr 127.0.0.1:{port}: .*ss -ltnp 'sport = :{port}'"):
+        with pytest.raises(
+            RuntimeFailure, match=f"listen_addr 127.0.0.1:{port}: .*ss -ltnp 'sport = :{port}'"
+        ):
             listeners.bind(TcpAddress("127.0.0.1", port), "listen_addr")
 
 
@@ -239,7 +242,7 @@ def test_client_that_is_gone_before_accept(tmp_path: Path) -> None:
 
 
 class Workers:
-    """The part of a crew that takes connections."""
+    """The part of a worker_pool that takes connections."""
 
     def __init__(self) -> None:
         self.attached = 0
@@ -278,11 +281,12 @@ class Door:
         self.path = path
         self.loop = EventLoop()
         self.workers = Workers()
-        self.control = Control()
+        self.control = make_control()
         self.listener = FailingListener(bind_unix(path))
         settings = load_settings(["--size", "4M", *arguments], {})
         self.acceptor = Acceptor(
-            settings, self.control, self.loop, self.workers, [self.listener]  # type: ignore[arg-type,list-item]
+            settings, self.control, self.loop, self.workers, [self.listener],  # type: ignore[arg-type,list-item]
+            full_pause_s=0.05, exhausted_pause_s=0.1,
         )  # fmt: skip
         self.acceptor.open()
 
@@ -305,7 +309,7 @@ class Door:
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    monkeypatch.setattr(logs, "_limiter", logs.Limiter())
+    monkeypatch.setattr(logs, "limiter", logs.Limiter())
     structlog.reset_defaults()
     with structlog.testing.capture_logs() as found:
         yield found
@@ -342,9 +346,8 @@ def test_one_above_the_limit_is_closed(door: Door) -> None:
         client.close()
 
 
-def test_nobody_is_refused_while_a_worker_is_replaced(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_refused_while_a_worker_is_replaced(door: Door) -> None:
     """Clients wait in the backlog, without a turn for them, until there is room again."""
-    monkeypatch.setattr("vramblk.supervision.acceptor._FULL_PAUSE_S", 0.05)
     door.workers.has_room = False
     with door.connect() as client:
         door.loop.turn(5)
@@ -365,11 +368,8 @@ def test_worker_that_takes_nothing(door: Door) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
-def test_exhaustion_pauses_and_resumes(
-    door: Door, log: list[Any], monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_exhaustion_pauses_and_resumes(door: Door, log: list[Any], number: int) -> None:
     """No descriptor or no memory is left: it is told once, the client waits unaccepted, then is served."""
-    monkeypatch.setattr("vramblk.supervision.acceptor._EXHAUSTED_PAUSE_S", 0.2)
     door.listener.errors = [number]
     with door.connect() as client:
         door.loop.turn(5)
@@ -403,9 +403,8 @@ def test_swap_refuses_what_has_no_worker(tmp_path: Path, log: list[Any]) -> None
     door.loop.close()
 
 
-def test_closed_door(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_door(door: Door) -> None:
     """A drain closes the sockets, also while accepting pauses, and nothing opens them again."""
-    monkeypatch.setattr("vramblk.supervision.acceptor._EXHAUSTED_PAUSE_S", 0.05)
     door.listener.errors = [errno.EMFILE]
     with door.connect() as client:
         door.loop.turn(5)
@@ -418,9 +417,9 @@ def test_closed_door(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
             client.recv(1)
 
 
-def test_listening_is_not_held_up_by_many_clients(door: Door) -> None:
+def test_listening_is_not_held_up_by_many_clients(tmp_path: Path) -> None:
     """A crowd is taken in portions, so that signals and mail have their turn in between."""
-    door.acceptor._most = 1000
+    door = Door(tmp_path / "nbd.sock", "--max-connections", "1000")
     clients = [door.connect() for _ in range(100)]
     door.loop.turn(5)
     assert door.workers.attached == 64
@@ -432,8 +431,43 @@ def test_listening_is_not_held_up_by_many_clients(door: Door) -> None:
 
 def test_the_directory_of_the_examples_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that README's sockets lie in; any other has to be there."""
-    monkeypatch.setattr(listeners, "_OWN_DIRECTORY", str(tmp_path / "run"))
+    monkeypatch.setattr(listeners, "OWN_DIRECTORY", str(tmp_path / "run"))
     [made] = listeners.bind(UnixAddress(str(tmp_path / "run" / "nbd.sock")), "listen_addr")
     made.sock.close()
     with pytest.raises(RuntimeFailure, match="make the directory first"):
         listeners.bind(UnixAddress(str(tmp_path / "other" / "nbd.sock")), "listen_addr")
+
+
+def test_a_tcp_client_that_vanishes_is_noticed_within_minutes() -> None:
+    """The kernel's own default is two hours, for which the client would keep its place."""
+    (listener,) = listeners.bind(TcpAddress("127.0.0.1", 0), "listen_addr")
+    with listener.sock, socket.create_connection(listener.sock.getsockname()):
+        listener.sock.setblocking(True)
+        connection, _ = listener.accept()
+        with connection:
+
+            def option(name: int) -> int:
+                return connection.getsockopt(socket.IPPROTO_TCP, name)
+
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            idle, interval, count = map(
+                option, (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            assert 30 <= idle and idle + interval * count <= 300
+            # Also with replies on their way; the kernel lets this one decide over the count of probes.
+            assert option(socket.TCP_USER_TIMEOUT) == (idle + interval * count) * 1000
+
+
+def test_uris_of_all_exports_as_far_as_a_log_line_holds_them(tmp_path: Path) -> None:
+    """The first export's are told always."""
+    (tcp,) = listeners.bind(TcpAddress("127.0.0.1", 0), "listen_addr")
+    (unix,) = listeners.bind(UnixAddress(str(tmp_path / "s")), "listen_addr")
+    with tcp.sock, unix.sock:
+        told, left_out = listeners.uris([tcp, unix], ["a", "b"], secure=False)
+        assert left_out == 0
+        assert told == [each.uri(name, secure=False) for name in "ab" for each in (tcp, unix)]
+        names = [f"export{number}" for number in range(64)]
+        told, left_out = listeners.uris([tcp, unix], names, secure=False)
+        assert len(told) + left_out == 128 and left_out and sum(map(len, told)) <= 2500
+        told, left_out = listeners.uris([tcp, unix], ["n" * 4096, "b"], secure=False)
+        assert (len(told), left_out) == (2, 2)

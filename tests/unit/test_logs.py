@@ -15,7 +15,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramblk import logs
+from vramblk.system import logs
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_an_exception_is_told_without_opening_a_file(pipe: tuple[int, int]) -> N
     """Lines of source would have to be read from a disk, for which the data path must not wait."""
     code = """
 import os, sys
-from vramblk import logs
+from vramblk.system import logs
 logs.configure_direct(json=True)
 opened = []
 sys.addaudithook(lambda event, arguments: opened.append(event) if event in ("open", "import") else None)
@@ -113,7 +113,7 @@ print(opened)
 
 def test_the_server_loads_no_rich() -> None:
     """Which structlog would take along; 7 MiB in each process."""
-    code = "import sys; import vramblk.supervisor; print('rich' in sys.modules); import rich; print(rich.__name__)"
+    code = "import sys; import vramblk.supervisor.process; print('rich' in sys.modules); import rich; print(rich.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "rich"]
 
@@ -233,7 +233,7 @@ def test_kinds_are_told_apart_and_bounded() -> None:
 def test_limited_uses_the_process_wide_limiter(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "_limiter", logs.Limiter(first=2))
+    monkeypatch.setattr(logs, "limiter", logs.Limiter(first=2))
     logs.configure(pipe[1], json=True, on_drop=pytest.fail)
     for number in range(5):
         logs.limited(logs.get(), "negotiation_failed", client=f"tcp:{number}", reason="x")

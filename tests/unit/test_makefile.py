@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import shellgen
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="requires make")
 
@@ -29,6 +31,28 @@ def make_run(directory: Path, devices: str) -> subprocess.CompletedProcess[str]:
         ["make", "--no-print-directory", "-f", ROOT / "Makefile", "-o", "install", "run", "VENV=venv", "ARGS=-v"],
         cwd=directory, env=environment, capture_output=True, text=True, timeout=30,
     )  # fmt: skip
+
+
+def test_install_brings_man_page_and_completions(tmp_path: Path) -> None:
+    """An editable install alone leaves them out."""
+    shutil.copytree(ROOT / "share", tmp_path / "share")
+    for _ in range(2):
+        subprocess.run(
+            ["make", "--no-print-directory", "-f", ROOT / "Makefile", "-o", "venv/.compiled", "install", "VENV=venv"],
+            cwd=tmp_path, check=True, capture_output=True, timeout=30,
+        )  # fmt: skip
+    found = {path.relative_to(tmp_path / "venv") for path in (tmp_path / "venv/share").rglob("*") if path.is_file()}
+    assert found == {Path(name) for name in (shellgen.BASH, shellgen.ZSH, shellgen.FISH, shellgen.MAN)}
+
+
+def test_install_in_a_fresh_checkout_has_a_rule_for_each_file_it_needs(tmp_path: Path) -> None:
+    """Not each .pxd file has a module beside it: some only declare what others use."""
+    done = subprocess.run(
+        ["make", "--dry-run", "--no-print-directory", "install", f"VENV={tmp_path}/venv"],
+        cwd=ROOT, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "build_ext" in done.stdout
 
 
 def answer(*devices: str) -> str:

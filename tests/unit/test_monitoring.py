@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
+import os
 import re
+import shutil
 import subprocess
+import tomllib
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
 
-from vramblk import shellgen
+from tools import monitoring, shellgen
 from vramblk.cli import COMMANDS
+from vramblk.config.options import OPTIONS
 from vramblk.observer.metriclist import METRICS
-from vramblk.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
@@ -24,27 +26,15 @@ _EVENT = re.compile(r"[a-z]+(?:_[a-z]+)*")
 _LEVELS = {"debug", "info", "warning", "error", "critical", "limited", "fail"}
 
 
-@pytest.fixture(scope="module")
-def build() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("monitoring_build", MONITORING / "build.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def test_dashboard_and_page_of_metrics_are_up_to_date() -> None:
+    assert monitoring.main(["--check"]) == 0
 
 
-def test_dashboard_and_page_of_metrics_are_up_to_date(build: ModuleType) -> None:
-    assert build.main(["--check"]) == 0
-
-
-def test_every_query_of_the_dashboard_names_existing_metrics(build: ModuleType) -> None:
+def test_every_query_of_the_dashboard_names_existing_metrics() -> None:
     """And every metric of the table is in some query, with balanced brackets and no leftover placeholder."""
-    dashboard = json.loads(build.DASHBOARD.read_text())
+    dashboard = json.loads(monitoring.DASHBOARD.read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
-    names = {build.metric_of(name) for query in queries for name in re.findall(r"vramblk_\w+", query)}
+    names = {monitoring.metric_of(name) for query in queries for name in re.findall(r"vramblk_\w+", query)}
     assert names == {info.name for info in METRICS}
     for query in queries:
         assert (
@@ -56,9 +46,9 @@ def test_every_query_of_the_dashboard_names_existing_metrics(build: ModuleType) 
     assert len(ids) == len(set(ids))
 
 
-def test_panels_do_not_overlap(build: ModuleType) -> None:
+def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
-    for panel in build.dashboard()["panels"]:
+    for panel in monitoring.dashboard()["panels"]:
         place = panel["gridPos"]
         cells = {
             (x, y)
@@ -69,7 +59,7 @@ def test_panels_do_not_overlap(build: ModuleType) -> None:
         taken |= cells
 
 
-def test_a_query_with_an_unknown_metric_is_refused(build: ModuleType) -> None:
+def test_a_query_with_an_unknown_metric_is_refused() -> None:
     for name in (
         "vramblk_nothing",
         "vramblk_requests",
@@ -77,14 +67,14 @@ def test_a_query_with_an_unknown_metric_is_refused(build: ModuleType) -> None:
         "vramblk_connections_bucket",
     ):
         with pytest.raises(ValueError, match=name):
-            build.metric_of(name)
+            monitoring.metric_of(name)
 
 
-def test_rules_name_existing_metrics_and_every_rule_is_tested(build: ModuleType) -> None:
+def test_rules_name_existing_metrics_and_every_rule_is_tested() -> None:
     rules = yaml.safe_load((MONITORING / "vramblk.rules.yaml").read_text())["groups"][0]["rules"]
     for rule in rules:
         for name in re.findall(r"vramblk_\w+", rule["expr"]):
-            build.metric_of(name)
+            monitoring.metric_of(name)
         assert {"summary", "description"} == set(rule["annotations"])
     cases = yaml.safe_load((MONITORING / "vramblk.rules.test.yaml").read_text())["tests"]
     fired = {each["alertname"] for case in cases for each in case["alert_rule_test"] if each["exp_alerts"]}
@@ -96,38 +86,123 @@ def test_rules_name_existing_metrics_and_every_rule_is_tested(build: ModuleType)
 
 def test_compose_file_mounts_what_exists_and_pins_images() -> None:
     """Every mounted file is there, images have full versions, ports are on loopback."""
-    compose = yaml.safe_load((MONITORING / "compose.monitoring.yaml").read_text())
-    for service in compose["services"].values():
-        assert service["profiles"] == ["monitoring"]
-        assert re.search(r":v?\d+\.\d+\.\d+\}$", service["image"])
+    compose = yaml.safe_load((MONITORING / "compose.yaml").read_text())
+    for name, service in compose["services"].items():
+        if name != "exporter":
+            assert re.search(r":v?\d+\.\d+\.\d+\}$", service["image"])
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         for volume in service["volumes"]:
             source = volume.partition(":")[0]
-            assert source in compose["volumes"] or (ROOT / source).exists(), volume
+            assert source in compose["volumes"] or source.startswith("${") or (ROOT / source).exists(), volume
 
 
-def test_compose_configuration_renders() -> None:
-    """Compose accepts the files together; without the profile nothing of them runs."""
-    command = next(
-        (each for each in (["docker", "compose"], ["docker-compose"]) if _works([*each, "version"])), None
+def test_the_scraper_asks_the_exporter() -> None:
+    compose = yaml.safe_load((MONITORING / "compose.yaml").read_text())
+    jobs = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["scrape_configs"]
+    (target,) = jobs[0]["static_configs"][0]["targets"]
+    service, _, port = target.partition(":")
+    assert compose["services"][service]["ports"][0].endswith(f":{port}")
+    exporter = compose["services"]["exporter"]
+    assert exporter["pull_policy"] == "never", "the image's name is free in registries"
+    assert exporter["volumes"] == ["${VRAMBLK_RUN_DIR:-/run/vramblk}:/run/vramblk:ro"]
+
+
+def test_with_a_token_prometheus_does_the_same_and_shows_it() -> None:
+    plain, token = (
+        yaml.safe_load((MONITORING / name).read_text()) for name in ("prometheus.yaml", "prometheus.token.yaml")
     )
-    if command is None:
-        pytest.skip("requires docker compose")
-    files = ["-f", "compose.yaml", "-f", "deploy/monitoring/compose.monitoring.yaml"]
+    authorization = token["scrape_configs"][0].pop("authorization")
+    assert authorization == {"credentials_file": "/run/secrets/metrics_token"}
+    assert token == plain
+
+
+def test_every_file_that_prometheus_is_to_read_is_mounted(tmp_path: Path) -> None:
+    """With a token and without, as each Compose puts the files together."""
+    (tmp_path / "token").write_text("s3cret\n")
+    for command in _composes():
+        for files, config in (
+            (["compose.yaml"], "prometheus.yaml"),
+            (["compose.yaml", "compose.token.yaml"], "prometheus.token.yaml"),
+        ):
+            services = _rendered(
+                command, files, VRAMBLK_MONITORING_TOKEN_PATH=str(tmp_path / "token"), VRAMBLK_METRICS_TOKEN="other"
+            )
+            mounted = {target: source for source, target in _mounts(services["prometheus"])}
+            assert mounted["/etc/prometheus/prometheus.yml"].endswith(f"/deploy/monitoring/{config}")
+            text = (MONITORING / config).read_text()
+            wanted = re.findall(r"^[^#]*?(/(?:etc|run)/\S+)", text, re.MULTILINE)
+            assert wanted and set(wanted) <= set(mounted), config
+
+
+def test_with_a_token_the_exporter_reads_the_file_and_nothing_else(tmp_path: Path) -> None:
+    """An empty variable beside the file is none; the server's own two would be one token too many."""
+    (tmp_path / "token").write_text("s3cret\n")
+    for command in _composes():
+        variables = {"VRAMBLK_METRICS_TOKEN": "other", "VRAMBLK_METRICS_TOKEN_FILE": "/run/secrets/mine"}
+        exporter = _rendered(command, ["compose.yaml"], **variables)["exporter"]
+        assert {name: exporter["environment"][name] for name in variables} == variables, "an error of the exporter"
+        variables["VRAMBLK_MONITORING_TOKEN_PATH"] = str(tmp_path / "token")
+        exporter = _rendered(command, ["compose.yaml", "compose.token.yaml"], **variables)["exporter"]
+        path = exporter["environment"]["VRAMBLK_METRICS_TOKEN_FILE"]
+        assert not exporter["environment"]["VRAMBLK_METRICS_TOKEN"]
+        assert path == "/run/secrets/metrics_token" and path in {target for _, target in _mounts(exporter)}
+
+
+def _mounts(service: dict[str, Any]) -> list[tuple[str, str]]:
+    """Source and target of each, a secret's by its name."""
+    mounts = []
+    for each in service.get("volumes", []):
+        source, target = each.split(":")[:2] if isinstance(each, str) else (each["source"], each["target"])
+        mounts.append((source, target))
+    for each in service.get("secrets", []):
+        name = each if isinstance(each, str) else each["source"]
+        mounts.append((name, f"/run/secrets/{name}"))
+    return mounts
+
+
+def _composes() -> list[list[str]]:
+    commands = [each for each in (["docker", "compose"], ["docker-compose"]) if _works([*each, "version"])]
+    return commands or pytest.skip("requires docker compose, or docker-compose")
+
+
+def _rendered(command: list[str], files: list[str], **variables: str) -> dict[str, Any]:
+    named = [part for name in files for part in ("-f", f"deploy/monitoring/{name}")]
     done = subprocess.run(
-        [*command, *files, "--profile", "monitoring", "config"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+        [*command, "-p", "vramblk-monitoring", "--project-directory", ".", *named, "config"],
+        cwd=ROOT, env=_environment() | {"COMPOSE_FILE": "compose.yaml:mine.yaml"} | variables,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert {"vramblk", "prometheus", "grafana"} <= set(yaml.safe_load(done.stdout)["services"])
+    services: dict[str, Any] = yaml.safe_load(done.stdout)["services"]
+    return services
+
+
+def test_no_command_for_monitoring_names_the_server() -> None:
+    """With the server's file in a -f list Compose would make the server anew, without the host's own files."""
+    files = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", MONITORING / "compose.yaml", ROOT / "deploy/up.sh"]
+    lines = [line for path in files for line in re.sub(r"\\\n", " ", path.read_text()).splitlines()]
+    commands = [line for line in lines if "-f deploy/monitoring" in line]
+    assert len(commands) >= 2
+    for command in commands:
+        files = re.findall(r" -f (\S+)", command)
+        assert " -p " in command and all(file.startswith("deploy/monitoring/") for file in files), command
+
+
+def test_monitoring_is_a_project_without_the_server() -> None:
+    """Whatever COMPOSE_FILE a host has, and whichever Compose, monitoring has services of its own only."""
+    for command in _composes():
+        assert set(_rendered(command, ["compose.yaml"])) == {"exporter", "prometheus", "grafana"}
+
+
+def _environment() -> dict[str, str]:
+    """With the plugins that the set-up of the container tests has unpacked, if it has."""
+    plugins = ROOT / "build" / "docker-config"
+    return dict(os.environ) | ({"DOCKER_CONFIG": str(plugins)} if plugins.exists() else {})
 
 
 def _works(command: list[str]) -> bool:
     try:
-        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+        return subprocess.run(command, capture_output=True, env=_environment(), timeout=60).returncode == 0
     except OSError:
         return False
 
@@ -148,9 +223,41 @@ def test_completions_and_man_page_name_every_option() -> None:
         assert all(command in text for text in texts.values())
 
 
+def test_completions_and_man_page_name_what_subcommands_take_besides() -> None:
+    """Asked of the parsers: an argument that is added to one of them is not forgotten."""
+    man = (ROOT / shellgen.MAN).read_text()
+    for flag in ("--overwrite", "--seconds", "--profile", "--passes", "--health", "--list-devices"):
+        assert flag in (ROOT / shellgen.BASH).read_text() and flag in (ROOT / shellgen.ZSH).read_text()
+        assert f"-l {flag[2:]}" in (ROOT / shellgen.FISH).read_text()
+        assert flag.replace("-", "\\-") in man
+    assert ".B URI\n" in man and "(bench)" in man
+
+
+@pytest.mark.skipif(not shutil.which("man"), reason="requires man")
+def test_man_page_breaks_no_names_and_says_nothing_twice() -> None:
+    for width in ("60", "72", "80"):
+        shown = subprocess.run(
+            ["man", "-l", str(ROOT / shellgen.MAN)], env=dict(os.environ) | {"MANWIDTH": width, "LC_ALL": "C.UTF-8"},
+            capture_output=True, text=True, timeout=60, check=True,
+        ).stdout  # fmt: skip
+        assert not re.search("[-\N{HYPHEN}]$", shown, re.MULTILINE), width
+    assert "May be repeated. May be" not in " ".join(shown.split())
+
+
+def test_wheel_and_image_hold_them() -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+    assert {path for paths in data.values() for path in paths} == {
+        shellgen.BASH, shellgen.ZSH, shellgen.FISH, shellgen.MAN,
+    }  # fmt: skip
+    assert all(path.rpartition("/")[0] == folder for folder, paths in data.items() for path in paths)
+    assert "!share\n" in (ROOT / ".dockerignore").read_text()
+    assert "COPY share /src/share\n" in (ROOT / "Dockerfile").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (["vramblk", "bench", "--ov"], {"--overwrite"}),
         (["vramblk", "sta"], {"status"}),
         (["vramblk", "--mo"], {"--mode"}),
         (["vramblk", "--mode", ""], {"scratch", "swap"}),

@@ -8,17 +8,19 @@ import os
 import pty
 import select
 import socket
+import subprocess
+import sys
 import termios
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from vramblk.engine.progressmail import ProgressMail
 from vramblk.memory.base import DeviceError, Pattern
 from vramblk.memory.patterns import prove
-from vramblk.progressmail import ProgressMail
-from vramblk.supervision.eventloop import EventLoop
-from vramblk.supervision.startupbar import StartupBar
+from vramblk.supervisor.eventloop import EventLoop
+from vramblk.supervisor.startupbar import StartupBar, _Picture
 
 MIB = 1 << 20
 
@@ -75,7 +77,7 @@ def test_reports_never_fill_the_mail(mail: Mail) -> None:
 
 def test_report_waits_behind_other_mail(mail: Mail) -> None:
     """Any unread message keeps it back, not only its like."""
-    mail.theirs.send(b'{"event": "retired"}')
+    mail.theirs.send(b'{"event": "window_drained"}')
     mail.report("prove", 1, 2)
     assert len(mail.read()) == 1
 
@@ -143,7 +145,9 @@ class Terminal:
     def read(self) -> str:
         """All that has been written since the last call."""
         found = b""
-        while select.select([self.outside], [], [], 0.1)[0]:
+        poll = select.poll()
+        poll.register(self.outside, select.POLLIN)
+        while poll.poll(100):
             found += os.read(self.outside, 65536)
         return found.decode()
 
@@ -155,8 +159,6 @@ class Terminal:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr("vramblk.supervision.startupbar._FIRST_S", 0.05)
-    monkeypatch.setattr("vramblk.supervision.startupbar._NEXT_S", 0.02)
     found = Terminal()
     yield found
     found.close()
@@ -171,7 +173,7 @@ def loop() -> Iterator[EventLoop]:
 
 def test_bar_follows_the_reports(terminal: Terminal, loop: EventLoop) -> None:
     """First that it is opening, then what is done and how much; in the end there is nothing of it."""
-    bar = StartupBar(loop, terminal.inside)
+    bar = StartupBar(loop, terminal.inside, first_s=0.05, next_s=0.02)
     bar.begin()
     assert loop.until(lambda: "opening" in terminal.read(), 20)
     bar.update("prove", 1 << 30, 4 << 30)
@@ -182,10 +184,9 @@ def test_bar_follows_the_reports(terminal: Terminal, loop: EventLoop) -> None:
     assert terminal.read() == ""
 
 
-def test_short_start_has_no_bar(terminal: Terminal, loop: EventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_start_has_no_bar(terminal: Terminal, loop: EventLoop) -> None:
     """What is over within a second leaves the terminal alone."""
-    monkeypatch.setattr("vramblk.supervision.startupbar._FIRST_S", 1.0)
-    bar = StartupBar(loop, terminal.inside)
+    bar = StartupBar(loop, terminal.inside, first_s=1.0)
     bar.begin()
     bar.update("prove", 1, 2)
     loop.until(lambda: False, 0.1)
@@ -199,7 +200,7 @@ def test_terminal_that_cannot_has_no_bar(
 ) -> None:
     """Where the cursor does not move, nothing is drawn."""
     monkeypatch.setenv("TERM", term)
-    bar = StartupBar(loop, terminal.inside)
+    bar = StartupBar(loop, terminal.inside, first_s=0.05, next_s=0.02)
     bar.begin()
     loop.until(lambda: False, 0.2)
     bar.end()
@@ -211,7 +212,7 @@ def test_background_has_no_bar(
 ) -> None:
     """After ``vramblk &`` the terminal is the shell's."""
     monkeypatch.setattr(os, "tcgetpgrp", lambda _: os.getpgrp() + 1)
-    bar = StartupBar(loop, terminal.inside)
+    bar = StartupBar(loop, terminal.inside, first_s=0.05, next_s=0.02)
     bar.begin()
     loop.until(lambda: bar._picture is not None, 20)
     bar.end()
@@ -222,7 +223,7 @@ def test_background_has_no_bar(
 def test_bar_is_one_line(terminal: Terminal, loop: EventLoop, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However narrow the terminal is; with two the cursor would not find back."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    bar = StartupBar(loop, terminal.inside)
+    bar = StartupBar(loop, terminal.inside, first_s=0.05, next_s=0.02)
     bar.update("prove", 1 << 30, 4 << 30)
     bar.begin()
     seen: list[str] = []
@@ -246,10 +247,53 @@ def printed(picture: str) -> int:
     return count
 
 
+def test_bar_tells_how_long_it_will_take() -> None:
+    """By the speed since this step began; what has just begun, or does not move, has no end yet."""
+    picture = _Picture(80, ascii_only=True, colours=False)
+    assert picture.line("prove", 0, 4 << 30, 100.0) == f"prove     {'-' * 24} 0.0/4.0 GiB -:--:--"
+    assert picture.line("prove", 1 << 30, 4 << 30, 130.0) == f"prove     {'#' * 6}{'-' * 18} 1.0/4.0 GiB 0:01:30"
+    assert picture.line("prove", 4 << 30, 4 << 30, 160.0) == f"prove     {'#' * 24} 4.0/4.0 GiB 0:00:00"
+    assert picture.line("zero", 1 << 30, 4 << 30, 200.0).endswith(" -:--:--"), "the time of another step"
+    assert picture.line("zero", 1 << 30, 4 << 30, 260.0).endswith(" -:--:--"), "nothing has moved"
+
+
+def test_bar_of_what_has_no_total_wanders() -> None:
+    picture = _Picture(80, ascii_only=True, colours=False)
+    seen = {picture.line("opening", 0, 0, step / 10) for step in range(100)}
+    assert len(seen) > 10 and all(len(line) == 34 and line.count("######") == 1 for line in seen)
+
+
+@pytest.mark.parametrize(("columns", "ascii_only", "colours"), [(10, True, False), (33, False, True), (47, False, False)])
+def test_bar_is_cut_where_the_terminal_ends(columns: int, ascii_only: bool, colours: bool) -> None:
+    """Colours take no room and are always switched off again; without UTF-8 and with NO_COLOR it is plain ASCII."""
+    line = _Picture(columns, ascii_only=ascii_only, colours=colours).line("prove", 1 << 30, 4 << 30, 1.0)
+    assert printed(line) == columns
+    assert line.isascii() is ascii_only or colours
+    assert ("\x1b" in line) is colours
+    assert line.count("\x1b[0m") * 2 == line.count("\x1b")
+
+
+def test_supervisor_loads_no_rich() -> None:
+    """Neither by itself nor for the bar: it would be 2 MiB more, locked in swap mode."""
+    code = """
+import os, pty, sys
+from vramblk.supervisor import eventloop, process, startupbar
+os.environ["TERM"] = "xterm"
+outside, inside = pty.openpty()
+loop = eventloop.EventLoop()
+bar = startupbar.StartupBar(loop, inside, first_s=0.0)
+bar.begin()
+loop.until(lambda: False, 0.2)
+print("opening" in os.read(outside, 65536).decode(), "rich" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "False"], done.stderr
+
+
 def test_stopped_terminal_is_not_waited_for(terminal: Terminal, loop: EventLoop) -> None:
     """With the output held (Ctrl+S), or nobody reading it, the start goes on."""
     termios.tcflow(terminal.inside, termios.TCOOFF)
-    bar = StartupBar(loop, terminal.inside)
+    bar = StartupBar(loop, terminal.inside, first_s=0.05, next_s=0.02)
     bar.begin()
     loop.until(lambda: False, 0.2)
     bar.end()

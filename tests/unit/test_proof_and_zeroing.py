@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.unit.memory.stuck import Stuck
-from vramblk import engine
+from tests.unit.sharedmemory import make_shared
+from vramblk.config.settings import load_settings
+from vramblk.engine import process as engine
 from vramblk.memory import open_memories
-from vramblk.settings import load_settings
-from vramblk.shared.context import make_shared
 
 BYTES = 1 << 20
 Events = list[dict[str, Any]]
@@ -37,12 +37,12 @@ Serve = Callable[..., Served]
 def serve(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Runs an engine that is told to stop at once: its status, what it said, and the memory when it was ready."""
     ready: list[bytes] = []
-    monkeypatch.setattr(engine.swapsafety, "lock_memory", lambda _: ready.append(path.read_bytes()))
+    monkeypatch.setattr(engine.safeguards, "lock_memory", lambda _: ready.append(path.read_bytes()))
     monkeypatch.setattr(engine.childsignals, "ignore", lambda: None)
 
     def run(alter: Callable[[Any], Any] = lambda memory: memory) -> Served:
         settings = load_settings(["--device", f"map:{path}", "--size", "max", "--map-overwrite"], {})
-        shared = make_shared(settings, 1, 1 << 16, 1 << 16, 2)
+        shared = make_shared(settings, 1, 1 << 16, 1 << 16)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.send(json.dumps({"event": "stop"}).encode())
         status = engine.run(
@@ -70,7 +70,10 @@ def used(memory: bytes) -> int:
 
 def test_memory_with_a_stuck_bit_never_becomes_ready(serve: Serve) -> None:
     """Promise 14."""
-    status, events, _ = serve(lambda memory: Stuck(memory, 70_000))
+    opened = []
+    status, events, _ = serve(lambda memory: opened.append(memory) or Stuck(memory, 70_000))
+    for memory in opened:
+        memory.close()  # which the end of the process would do
     assert status == 1
     assert [event["event"] for event in events] == ["failed"]
     assert "while it was being set up" in events[0]["message"]

@@ -38,6 +38,8 @@ def tree(tmp_path: Path) -> Path:
     for name, text in (("unit", MIXED), ("container", CONTAINER), ("gpu", MIXED)):
         (tests / name).mkdir()
         (tests / name / f"test_{name}.py").write_text(text)
+    (tests / "setup.sh").write_text('#!/bin/sh\necho "set up: $*"\nexit 1\n')
+    (tests / "setup.sh").chmod(0o755)
     return tmp_path
 
 
@@ -75,6 +77,21 @@ def test_failures_and_broken_files_fail(tree: Path) -> None:
     assert status == 1
     assert lines[-1] == "1 passed, 2 failed, 1 skipped"
     assert row(lines, "container")[-2:] == ["no", "tests"]
+
+
+def test_a_group_is_set_up_when_it_runs(tree: Path) -> None:
+    """Only the groups that run, each right before its own tests; what it lacks then, its tests skip."""
+    (tree / "tests" / "qemu").mkdir()
+    (tree / "tests" / "qemu" / "test_qemu.py").write_text(MIXED)
+
+    def order(lines: list[str]) -> list[str]:
+        return [line for line in lines if line.startswith(("==", "set up:")) and not line.endswith("==")]
+
+    every = ["== unit", "set up: unit", "== wire", "== page", "== oclgrind"]
+    every += ["== container", "set up: container", "== vm", "== gpu"]
+    assert order(run(tree)[1]) == [*every, "set up: gpu"]
+    status, lines = run(tree, "gpu")
+    assert (status, order(lines)) == (0, ["== gpu", "set up: gpu"])
 
 
 def test_unknown_group_is_refused(tree: Path) -> None:

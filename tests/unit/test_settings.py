@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from tools.variables import FOREIGN_VARIABLES
+from vramblk.config import variables
+from vramblk.config.options import OPTIONS, Option
+from vramblk.config.settings import ExportSettings, Override, Settings, load_settings
+from vramblk.config.units import Size, SizeKind, TcpAddress, UnixAddress
 from vramblk.errors import ConfigError
-from vramblk.options import FOREIGN_VARIABLES, OPTIONS, Option
-from vramblk.settings import ExportSettings, Settings, load_settings
-from vramblk.units import Size, SizeKind, TcpAddress, UnixAddress
 
 M = 1 << 20
 
@@ -50,7 +52,7 @@ def test_defaults_are_those_of_the_original() -> None:
     assert settings.exports == (ExportSettings("vram", size(2048), None, None, "scratch", False),)
     assert settings.listen_addr == (TcpAddress("127.0.0.1", 10809),)
     assert settings.mode == "scratch"
-    assert settings.drain_timeout_s == 10
+    assert settings.drain_timeout_s == 5
     assert settings.max_connections == 64
     assert settings.workers is settings.metrics_addr is settings.metrics_token is None
     assert settings.tls == "off"
@@ -94,6 +96,7 @@ SAMPLES: dict[str, tuple[str, Any, str]] = {
     "map_overwrite": ("1", True, "y"),
     "listen_addr": ("unix:/a", (UnixAddress("/a"),), "127.0.0.1"),
     "max_connections": ("7", 7, "0"),
+    "export_max_connections": ("7", 7, "0"),
     "tls": ("off", "off", "sometimes"),
     "tls_certificates": ("/certificates", "/certificates", "a\0b"),
     "tls_psk": ("/psk", "/psk", "a\0b"),
@@ -101,6 +104,7 @@ SAMPLES: dict[str, tuple[str, Any, str]] = {
     "workers": ("3", 3, "many"),
     "drain_timeout": ("500ms", 0.5, "soon"),
     "verify_reads": ("no", False, ""),
+    "unique_names": ("on", True, "often"),
     "metrics_addr": ("127.0.0.1:10810", TcpAddress("127.0.0.1", 10810), "10810"),
     "metrics_token": ("secret", "secret", "two words"),
     "status_socket": ("/run/s", "/run/s", "/" + "x" * 200),
@@ -244,6 +248,19 @@ def test_stronger_sources_override_entries(config: Callable[[str], str]) -> None
     assert settings.source_of("exports[1].size") == "flag --size"
 
 
+def test_what_is_overridden_in_several_exports_is_known(config: Callable[[str], str]) -> None:
+    """--size over a file of exports makes all of them that size; nobody means that."""
+    path = config(EXPORTS)
+    settings = load("--config", path, "--size", "64M", VRAMBLK_READ_ONLY="on", VRAMBLK_PLATFORM="0")
+    assert settings.overrides == (
+        Override("size", "64M", "flag --size", ("zwei",)),
+        Override("read_only", "on", "environment VRAMBLK_READ_ONLY", ("zwei",)),
+        Override("platform", "0", "environment VRAMBLK_PLATFORM", ("fast",)),
+    ), "what is the same, or a default of the file, is no loss"
+    assert load("--config", path).overrides == ()
+    assert load("--size", "64M").overrides == ()
+
+
 def test_export_named_twice(config: Callable[[str], str]) -> None:
     path = config("exports: [{name: a}, {name: b}, {name: a}]")
     message = refused("--config", path)
@@ -258,6 +275,7 @@ def test_export_named_twice(config: Callable[[str], str]) -> None:
     ("text", "parts"),
     [
         ("sise: 64M", ["'sise'", "line 1", "nearest is size"]),
+        ("frobnicate: 1", ["'frobnicate' in", "line 1; allowed: size"]),
         ("\n\nexport-nam: x", ["'export-nam'", "line 3", "nearest is export_name"]),
         ("exports: [{siz: 1M}]", ["'siz'", "exports[0]", "nearest is size"]),
         ("exports: [{workers: 1}]", ["'workers'", "name, mode"]),
@@ -309,12 +327,12 @@ def test_unknown_variables_are_named_with_the_nearest() -> None:
         ("VRAMBLK_LISTEN_ADDRESS", "VRAMBLK_LISTEN_ADDR"),
         ("VRAMBLK_SIZ", "VRAMBLK_SIZE"),
     )
+    assert load(VRAMBLK_FROBNICATION="1").unknown_variables == (("VRAMBLK_FROBNICATION", ""),)
 
 
 def test_variables_of_others_are_known() -> None:
-    others = {variable.name for variable in FOREIGN_VARIABLES}
-    others |= {
-        "VRAMBLK_SIZE_FILE",
+    others = {
+        *variables.OF_OTHERS,
         "VRAMBLK_TEST_ANYTHING",
         "VRAMBLK_PORT_10809_TCP_ADDR",
         "VRAMBLK_SERVICE_HOST",
@@ -324,12 +342,17 @@ def test_variables_of_others_are_known() -> None:
 
 def test_variables_that_compose_files_and_scripts_use_are_known() -> None:
     root = Path(__file__).resolve().parents[2]
-    files = [*root.glob("compose*.yaml"), root / "Dockerfile", root / "entrypoint.sh", *root.glob("host/*")]
+    files = [*root.glob("compose*.yaml"), root / "Dockerfile", *root.glob("host/*")]
     named = set()
     for path in files:
         if path.is_file():
             named |= set(re.findall(r"VRAMBLK_[A-Z_]*[A-Z]", path.read_text(errors="replace")))
-    assert load_settings([], {**dict.fromkeys(named, "")}).unknown_variables == ()
+    assert variables.unknown_variables(dict.fromkeys(named, "")) == []
+
+
+def test_the_server_knows_the_names_of_all_that_others_read() -> None:
+    """The documentation says what each is for, and the server warns of none of them."""
+    assert {variable.name for variable in FOREIGN_VARIABLES} == variables.OF_OTHERS
 
 
 @pytest.mark.parametrize(
@@ -369,8 +392,8 @@ def test_secret_is_shown_nowhere() -> None:
     assert "hunter2" not in repr(settings.values)
 
 
-def test_entrypoint_refuses_files_for_the_options_that_hold_a_path() -> None:
-    """NAME_FILE would put a file's content where its path is meant."""
-    text = (Path(__file__).resolve().parents[2] / "entrypoint.sh").read_text()
-    (alternatives,) = re.findall(r"^\s*(VRAMBLK_\w+(?: \| VRAMBLK_\w+)+)\)$", text, re.MULTILINE)
-    assert set(alternatives.split(" | ")) == {option.environment for option in OPTIONS if option.path}
+def test_the_host_script_knows_every_option() -> None:
+    """What it does not know it warns about, and the same file of settings is for both."""
+    text = (Path(__file__).resolve().parents[2] / "host" / "vramblk-swap").read_text()
+    (names,) = re.findall(r"^server_names='([^']+)'", text, re.MULTILINE)
+    assert {f"VRAMBLK_{name}" for name in names.split()} == {option.environment for option in OPTIONS}

@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import random
 import statistics
+import struct
 
 import pytest
 
-from vramblk.executor import Executor
-from vramblk.nbd.transmission import Parser
-from vramblk.serving.pending import Submitter
-from vramblk.serving.receive import ReceiveLane
-from vramblk.serving.replyqueue import ReplyQueue
-from vramblk.serving.submission import Submission
+from tests.unit.pool import Pool
 from vramblk.shared import stages
 from vramblk.shared.stages import Stage, StageTimes
 
@@ -87,16 +83,37 @@ def test_recorders_of_forked_processes_do_not_disturb_each_other() -> None:
     assert times.snapshot().stage(Stage.PARSE).samples == 60_000
 
 
+def wrapped(pool: Pool) -> set[str]:
+    """Names of methods of which an object of the data path has its own."""
+    connection = pool.rigs[0].connection
+    parts = [part for part in vars(connection).values() if hasattr(part, "__dict__")]
+    parts += [connection, pool.submissions, pool.windows.engine]
+    return {name for part in parts for name in vars(part) if callable(getattr(type(part), name, None))}
+
+
 def test_nothing_is_wrapped_where_nobody_asked() -> None:
-    """Off, the data path calls the very functions that stand in the sources."""
+    """Without a timing, the data path calls the very functions that stand in the sources."""
     assert stages.active is None
-    for owner, names in {
-        ReceiveLane: ["receive"],
-        Parser: ["next"],
-        Submission: ["reply", "run", "read", "read_piece", "write", "zero"],
-        Submitter: ["collect", "publish"],
-        ReplyQueue: ["flush"],
-        Executor: ["turn", "_decode", "_execute"],
-    }.items():
-        for name in names:
-            assert getattr(owner, name).__qualname__ == f"{owner.__name__}.{name}"
+    pool = Pool(1)
+    assert wrapped(pool) == set()
+    pool.close()
+
+
+def test_each_stage_of_a_read_and_a_write_is_recorded() -> None:
+    """Two batches through connection, ring and executor, without OpenCL's calls."""
+    times = StageTimes(2)
+    pool = Pool(1, times=times)
+    assert wrapped(pool) >= {"receive", "next", "run", "flush", "publish", "take_complete", "complete", "turn"}
+    for number, (command, payload) in enumerate(((1, b"x" * 4096), (0, b""))):
+        request = struct.pack(">IHHQQI", 0x25609513, 0, command, number, 0, 4096) + payload
+        pool.rigs[0].client.sendall(request)
+        pool.work()
+    assert pool.rigs[0].client.recv(1 << 16)[-4096:] == b"x" * 4096
+    found = times.snapshot()
+    assert (found.batches, found.requests) == (2, 2)
+    calls = {Stage.SET_ARG, Stage.LAUNCH, Stage.COPY, Stage.FINISH}
+    samples = {stage: found.stage(stage).samples for stage in Stage}
+    # Collecting and sending are recorded with the replies that follow.
+    late = {Stage.COLLECT: 1, Stage.SEND: 1}
+    assert samples == {stage: 0 if stage in calls else late.get(stage, 2) for stage in Stage}
+    pool.close()

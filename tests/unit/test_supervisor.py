@@ -13,26 +13,29 @@ from typing import Any
 import pytest
 import structlog
 
+from tests.unit.sharedmemory import make_shared
+from vramblk.config.settings import load_settings
 from vramblk.errors import PreconditionError, RuntimeFailure, StartupError
-from vramblk.settings import load_settings
-from vramblk.shared.context import Shared, make_shared
+from vramblk.shared.context import Shared
 from vramblk.shared.control import ControlWord, State
-from vramblk.supervision.children import Child
-from vramblk.supervision.draining import Drain, set_state
-from vramblk.supervision.engineprocess import EngineProcess
-from vramblk.supervision.eventloop import EventLoop
-from vramblk.supervision.failures import startup_error
-from vramblk.supervision.logpipe import LogPipe
-from vramblk.supervision.processtable import ProcessTable
-from vramblk.supervision.signalpipe import SignalPipe
+from vramblk.supervisor.children import Child
+from vramblk.supervisor.draining import Drain, set_state
+from vramblk.supervisor.engineprocess import EngineProcess
+from vramblk.supervisor.eventloop import EventLoop
+from vramblk.supervisor.failures import startup_error
+from vramblk.supervisor.logpipe import LogPipe
+from vramblk.supervisor.processtable import ProcessTable
+from vramblk.supervisor.signalpipe import SignalPipe, obey
+from vramblk.system import logs
 
 SLAB = 1 << 16
 Events = list[dict[str, Any]]
 
 
 @pytest.fixture
-def events() -> Iterator[Events]:
+def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[Events]:
     """What this process logs; its children log nothing."""
+    monkeypatch.setattr(logs, "limiter", logs.Limiter())
     structlog.reset_defaults()
     with structlog.testing.capture_logs() as found:
         yield found
@@ -40,7 +43,7 @@ def events() -> Iterator[Events]:
 
 
 def make(*arguments: str) -> Shared:
-    return make_shared(load_settings(["--size", "4M", *arguments], {}), 1, SLAB, SLAB, 2)
+    return make_shared(load_settings(["--size", "4M", *arguments], {}), 1, SLAB, SLAB)
 
 
 @pytest.fixture
@@ -145,6 +148,92 @@ def test_what_a_child_prints_is_logged(nursery: Nursery, events: Events) -> None
     assert printed == ["on stdout", "on stderr", "abort: without a line end"]
 
 
+def test_a_fault_at_one_end_hides_no_other(nursery: Nursery) -> None:
+    """What one child's end raises comes through when all are told; what ends the server comes first."""
+    told: list[Child] = []
+
+    def raising(error: Exception) -> Callable[[Child], None]:
+        def ended(child: Child) -> None:
+            told.append(child)
+            raise error
+
+        return ended
+
+    errors = (ValueError("nobody foresaw it"), RuntimeFailure("the engine died"), KeyError("neither"))
+    children = [
+        nursery.table.fork("worker", lambda: 0, lambda: None, raising(error), dies_with_parent=True)
+        for error in errors
+    ]
+    for child in children:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(RuntimeFailure):
+        nursery.table.reap()
+    assert sorted(child.pid for child in told) == sorted(child.pid for child in children)
+    for child in children:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(child.stderr)
+
+
+def test_child_whose_pipe_cannot_be_watched_is_known(
+    nursery: Nursery, events: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs, so it must not be forked a second time; what it printed is logged at its end."""
+
+    def no_room(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nursery.loop, "watch", no_room)
+        child = nursery.fork(lambda: os.write(2, b"on stderr\n"))
+    nursery.wait(child)
+    assert nursery.ended == [child] and [event["line"] for event in events] == ["on stderr"]
+
+
+def test_error_of_one_callback_keeps_no_other_from_its_turn(loop: EventLoop) -> None:
+    """The errors are handed over; without anybody to take them the first comes through."""
+    doorbells = [os.eventfd(1, os.EFD_NONBLOCK) for _ in range(3)]
+    seen: list[int] = []
+    errors: list[Exception] = []
+
+    def ring(number: int) -> None:
+        seen.append(number)
+        raise ValueError(number)
+
+    for number, doorbell in enumerate(doorbells):
+        loop.watch(doorbell, lambda number=number: ring(number))  # type: ignore[misc]
+        loop.after(number, 0, lambda number=number: ring(10 + number))  # type: ignore[misc]
+    with pytest.raises(ValueError, match="0"):
+        loop.turn(1)
+    seen.clear()
+    loop.on_error = errors.append
+    loop.turn(1)
+    assert sorted(seen) == [0, 1, 2, 10, 11, 12] and len(errors) == 6
+    for doorbell in doorbells:
+        os.close(doorbell)
+
+
+def test_signal_is_obeyed_although_the_one_before_it_has_failed() -> None:
+    """SIGTERM came together with a SIGCHLD whose consequence raises: it must not get lost."""
+    begun: list[str] = []
+    actions = {signal.SIGCHLD: lambda: 1 / 0, signal.SIGTERM: lambda: begun.append("drain")}
+    with pytest.raises(ZeroDivisionError):
+        obey({signal.SIGTERM, signal.SIGCHLD}, actions)  # type: ignore[arg-type]
+    assert begun == ["drain"]
+
+
+def test_signal_that_ends_the_server_is_the_last_that_is_obeyed() -> None:
+    """SIGQUIT, or the end of the engine: nothing that came with it delays that."""
+    begun: list[str] = []
+
+    def quit_now() -> None:
+        raise RuntimeFailure("ended at once")
+
+    actions = {signal.SIGQUIT: quit_now, signal.SIGTERM: lambda: begun.append("drain")}
+    with pytest.raises(RuntimeFailure, match="ended at once"):
+        obey({signal.SIGTERM, signal.SIGQUIT}, actions)  # type: ignore[arg-type]
+    assert begun == []
+
+
 def test_orphans_are_reaped(nursery: Nursery, events: Events) -> None:
     """A process that is not in the table leaves no zombie and costs nobody anything."""
     orphan = os.fork()
@@ -197,8 +286,10 @@ class Engine:
 
     def __init__(self, nursery: Nursery, body: Callable[[socket.socket], int]) -> None:
         self.lost: list[StartupError] = []
-        self.retired: list[int] = []
+        self.window_drained: list[int] = []
+        self.corrupt: list[int] = []
         self.progress: list[tuple[str, int, int]] = []
+        self.moved: list[tuple[Any, ...]] = []
         self.loop = nursery.loop
         self.process = EngineProcess(
             make(),
@@ -206,8 +297,11 @@ class Engine:
             nursery.table,
             body,
             lost=self.lost.append,
-            retired=self.retired.append,
+            window_drained=self.window_drained.append,
+            corrupt=self.corrupt.append,
             progress=lambda *report: self.progress.append(report),
+            moved=lambda connection, *report: self.moved.append((os.dup(connection.fileno()), *report)),
+            tell_again_s=0.05,
         )
         self.process.start()
 
@@ -266,6 +360,31 @@ def test_engine_that_ends_in_order_is_nothing_to_tell(nursery: Nursery, events: 
     assert names(events) == [] and not engine.lost
 
 
+def test_a_connection_that_the_engine_gives_away(nursery: Nursery, events: Events) -> None:
+    """It is passed on. Descriptors that come with anything else are closed, whatever a faulty engine sends."""
+    begun = {"export": 0, "structured": True}
+
+    def gives(mail: socket.socket) -> int:
+        say(mail, event="ready")
+        ours, theirs = socket.socketpair()
+        for text in (
+            b"nonsense", b"[1]", b'{"event": "stopped"}', b'{"event": "move", "id": "x", "peer": 1, "begun": {}}',
+            json.dumps({"event": "move", "id": 7, "peer": "unix:pid=1,uid=0", "begun": begun}).encode(),
+        ):  # fmt: skip
+            socket.send_fds(mail, [text], [theirs.fileno()])
+        theirs.close()
+        ours.recv(1)
+        return 0 if hear(mail) == {"event": "stop"} else 9
+
+    engine = Engine(nursery, gives).until_ready()
+    assert engine.loop.until(lambda: bool(engine.moved), 20)
+    [(descriptor, number, peer, found)] = engine.moved
+    assert (number, peer, found) == (7, "unix:pid=1,uid=0", begun)
+    os.close(descriptor)  # the last one: the engine sees the end
+    assert engine.process.stop(20)
+    assert set(names(events)) == {"mail_ignored"}
+
+
 def test_engine_that_dies_is_told_and_lost(nursery: Nursery, events: Events) -> None:
     """While it serves: an event with its signal, and an error that says that the data is gone."""
 
@@ -275,7 +394,7 @@ def test_engine_that_dies_is_told_and_lost(nursery: Nursery, events: Events) -> 
         return die()
 
     engine = Engine(nursery, serves).until_ready()
-    engine.process.retire(0)
+    engine.process.drain_window(0)
     error = engine.until_lost()
     assert type(error) is RuntimeFailure and "signal SIGKILL" in str(error) and "all data" in str(error)
     (event,) = events
@@ -332,26 +451,73 @@ def test_engine_that_fails_at_start_says_why(nursery: Nursery, events: Events) -
 
 
 def test_engines_mail(nursery: Nursery) -> None:
-    """Windows that it has retired, and how far its start is, reach those who asked."""
+    """Windows that it has drained or found corrupt, and how far its start is, reach those concerned."""
 
     def talks(mail: socket.socket) -> int:
         say(mail, event="progress", what="prove", done=1, total=2)
         say(mail, event="ready")
-        say(mail, event="retired", window=hear(mail)["window"])
+        say(mail, event="window_corrupt", window=3)
+        say(mail, event="window_drained", window=hear(mail)["window"])
         return 0 if hear(mail) == {"event": "stop"} else 9
 
     engine = Engine(nursery, talks).until_ready()
-    engine.process.retire(5)
-    assert engine.loop.until(lambda: engine.retired == [5], 20)
-    assert engine.progress == [("prove", 1, 2)]
+    engine.process.drain_window(5)
+    assert engine.loop.until(lambda: engine.window_drained == [5], 20)
+    assert engine.progress == [("prove", 1, 2)] and engine.corrupt == [3]
     assert engine.process.stop(20)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xff", b"[]", b"null", b"[" * 60000, b"9" * 60000, b"{}", b'{"event": ["ready"]}', b'{"event": "unknown"}',
+        b'{"event": "window_drained"}', b'{"event": "window_corrupt", "window": null}', b'{"event": "window_drained", "window": "1"}', b'{"event": "progress", "what": "zero"}',
+        b'{"event": "progress", "what": "zero", "done": 2, "total": 1}',
+        b'{"event": "progress", "what": "zero", "done": 1, "total": 1%s}' % (b"0" * 400),
+    ],
+)  # fmt: skip
+def test_engines_mail_may_be_anything(nursery: Nursery, events: Events, text: bytes) -> None:
+    """What is no message is logged and ignored, and the next one is read."""
+
+    def garbles(mail: socket.socket) -> int:
+        mail.send(text)
+        return obedient(mail)
+
+    engine = Engine(nursery, garbles).until_ready()
+    assert engine.process.stop(20)
+    assert names(events) == ["mail_ignored"] and not engine.window_drained and not engine.progress and not engine.lost
+
+
+def test_engine_that_reads_no_mail_is_told_later(nursery: Nursery, events: Events) -> None:
+    """A window is not left undrained because the socket was full."""
+    begin, finish = os.pipe()
+
+    def late(mail: socket.socket) -> int:
+        say(mail, event="ready")
+        os.read(begin, 1)
+        heard = set()
+        while (message := hear(mail))["event"] == "drain_window":
+            heard.add(message["window"])
+            if len(heard) == 2000:
+                say(mail, event="window_drained", window=max(heard))
+        return 0
+
+    engine = Engine(nursery, late).until_ready()
+    for window in range(2000):
+        engine.process.drain_window(window)
+    assert "engine_does_not_listen" in names(events)
+    os.write(finish, b"x")
+    assert engine.loop.until(lambda: engine.window_drained == [1999], 20)
+    assert engine.process.stop(20)
+    os.close(begin)
+    os.close(finish)
 
 
 # Drains
 
 
 class Clients:
-    """The part of a crew that a drain looks at."""
+    """The part of a worker_pool that a drain looks at."""
 
     def __init__(self, *names: str) -> None:
         self.names = list(names)
@@ -367,22 +533,33 @@ class Clients:
 SWAP = ("--mode", "swap", "--listen-addr", "unix:/run/x.sock")
 
 
+def test_full_doorbells_and_a_garbled_state_hold_up_no_drain(loop: EventLoop, events: Events) -> None:
+    """A worker can fill a doorbell, and once could write the state."""
+    shared = make()
+    for doorbell in shared.doorbells:
+        os.eventfd_write(doorbell, (1 << 64) - 2)
+    drain = Drain(shared, loop, Clients())  # type: ignore[arg-type]
+    drain.begin()
+    shared.control.store(ControlWord.STATE, 99)
+    assert drain.over and shared.doorbells
+
+
 @pytest.mark.parametrize("mode", [(), SWAP])
 def test_drain_ends_with_the_last_client(loop: EventLoop, events: Events, mode: tuple[str, ...]) -> None:
     """Not before the signal, not while a client is attached, and at once when none is."""
-    shared, crew = make(*mode), Clients("tcp:a vram", "tcp:b vram")
-    drain = Drain(shared, loop, crew)  # type: ignore[arg-type]
+    shared, worker_pool = make(*mode), Clients("tcp:a vram", "tcp:b vram")
+    drain = Drain(shared, loop, worker_pool)  # type: ignore[arg-type]
     set_state(shared, State.READY)
-    crew_before, crew.names = crew.names, []
+    worker_pool_before, worker_pool.names = worker_pool.names, []
     assert not drain.over, "nobody told it to stop"
-    crew.names = crew_before
+    worker_pool.names = worker_pool_before
     drain.begin()
     assert shared.control.state == State.DRAINING
-    assert all(os.eventfd_read(bell) for bell in shared.bells), "every worker is woken"
+    assert all(os.eventfd_read(doorbell) for doorbell in shared.doorbells), "every worker is woken"
     assert not drain.over
-    crew.names = ["tcp:b vram"]
+    worker_pool.names = ["tcp:b vram"]
     assert not drain.over
-    crew.names = []
+    worker_pool.names = []
     assert drain.over
     assert events[0] == {"event": "draining", "log_level": "info", "clients": ["tcp:a vram", "tcp:b vram"]}
 
@@ -403,9 +580,8 @@ def test_drain_of_swap_has_no_deadline(
     loop: EventLoop, events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However late it is, live swap is waited for, and the log names who and the command again and again."""
-    monkeypatch.setattr("vramblk.supervision.draining._REPORT_S", 0.05)
-    shared, crew = make(*SWAP), Clients("unix:pid=7,uid=0 vram")
-    drain = Drain(shared, loop, crew)  # type: ignore[arg-type]
+    shared, worker_pool = make(*SWAP), Clients("unix:pid=7,uid=0 vram")
+    drain = Drain(shared, loop, worker_pool, report_s=0.05)  # type: ignore[arg-type]
     drain.begin()
 
     def reports() -> Events:

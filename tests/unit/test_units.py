@@ -8,13 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vramblk.units import (
+from vramblk.config.units import (
     Size,
     SizeKind,
     TcpAddress,
     UnixAddress,
     format_bytes,
+    format_days,
     format_duration,
+    format_latency,
+    format_part,
+    format_seconds,
+    format_size,
+    format_sizes,
     parse_address,
     parse_duration,
     parse_size,
@@ -29,8 +35,8 @@ M, G = 1 << 20, 1 << 30
     ("text", "size_bytes"),
     [
         ("2048M", 2 * G), ("512M", 512 * M), ("2G", 2 * G), ("1.5G", 3 * G // 2), ("2GiB", 2 * G), ("2gb", 2 * G),
-        ("4096", 4096), ("4096B", 4096), ("4K", 4096), ("5000", 4096), ("1T", 1 << 40), (" 64 M ", 64 * M),
-        ("1.3G", 1395863552), ("0.5M", M // 2),
+        ("4096", 4096), ("4096B", 4096), ("4K", 4096), ("5000", 8192), ("4097", 8192), ("1T", 1 << 40), (" 64 M ", 64 * M),
+        ("1.3G", 1395867648), ("0.5M", M // 2),
     ],
 )  # fmt: skip
 def test_size_in_bytes(text: str, size_bytes: int) -> None:
@@ -58,10 +64,17 @@ def test_share_of_a_device(text: str, usable: int, size_bytes: int) -> None:
 
 
 def test_size_beyond_the_device_names_both() -> None:
-    with pytest.raises(ValueError, match="size 2G is more than the 1G that can be allocated"):
+    with pytest.raises(ValueError, match="size 2 GiB is more than the 1 GiB that can be allocated"):
         parse_size("2G").resolve(G)
-    with pytest.raises(ValueError, match="size 1% is less than 4K"):
+    with pytest.raises(ValueError, match="size 1% is less than 4 KiB"):
         parse_size("1%").resolve(4096)
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"), [("5000", 5000), ("8192", None), ("1.3G", 1395864372), ("50%", None), ("max", None)]
+)
+def test_a_size_remembers_what_was_asked_for_if_it_was_rounded(text: str, asked: int | None) -> None:
+    assert parse_size(text).rounded_from == asked
 
 
 @given(st.integers(1, 1 << 50))
@@ -135,3 +148,22 @@ def test_unix_path_limit_counts_bytes() -> None:
 def test_tcp_only() -> None:
     with pytest.raises(ValueError, match="port"):
         parse_tcp_address("unix:/run/x")
+
+
+def test_sizes_that_would_look_the_same_are_exact() -> None:
+    assert format_sizes(2 << 30, 1 << 30) == ("2 GiB", "1 GiB")
+    assert format_sizes((18 << 30) + 4096, (18 << 30) + 1) == ("19327356928 B", "19327352833 B")
+    assert format_sizes(100 << 30, 19824595 << 10) == ("100 GiB", "18.9 GiB")
+
+
+def test_sizes_and_times_for_people() -> None:
+    """Three figures and a unit; how much of how much is in the unit of the whole."""
+    assert [format_size(size) for size in (0, 999, 1024, 1536, 10**6, 150 << 20, 1 << 50)] == [
+        "0 B", "999 B", "1 KiB", "1.5 KiB", "977 KiB", "150 MiB", "1024 TiB",
+    ]  # fmt: skip
+    assert [format_part(*part) for part in ((1, 999), (512, 1024), (64 << 20, 128 << 20), (G, 4 * G))] == [
+        "1/999 B", "0.5/1.0 KiB", "64.0/128.0 MiB", "1.0/4.0 GiB",
+    ]  # fmt: skip
+    assert [format_latency(value) for value in (None, 12e-6, 2.5e-3)] == ["-", "12 us", "2.5 ms"]
+    assert [format_seconds(value) for value in (5, 190, 18120, 363600)] == ["5s", "3m10s", "5h02m", "4d05h"]
+    assert format_days(302400) == "3.5 days"

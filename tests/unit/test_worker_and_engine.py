@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 
 from tests.unit.plain_memory import PlainMemory
-from tests.unit.rig import FLUSH, READ, STATUS, WRITE, ZEROES, Rig, connect
+from tests.unit.rig import FLUSH, READ, SIZE, STATUS, WRITE, ZEROES, Rig, connect
+from tests.unit.sharedmemory import make_written
 from vramblk.memory.base import Batch, DeviceError
 from vramblk.serving import blockstatus
+from vramblk.serving.connection import complete
 from vramblk.serving.lanes import SMALLEST
-from vramblk.serving.pending import Submitter
+from vramblk.serving.submissions import Submissions
+from vramblk.shared.descriptors import ENTRIES
 from vramblk.shared.ring import SubmissionRing
-from vramblk.shared.window import ENTRIES, Word
+from vramblk.shared.window import Word
 from vramblk.shared.written import WrittenMap
 
 MakeRig = Callable[..., Rig]
@@ -68,16 +71,16 @@ def test_a_new_worker_finds_no_status_of_the_dead_one(make_rig: MakeRig) -> None
     rig.client.sendall(b"".join(byte_read(number) for number in range(40)) + byte_read(40, BAD_OFFSET))
     while rig.connection.pump():
         pass
-    rig.engine.retire(0)
+    rig.engine.drain_window(0)
     window = rig.engine._windows[0]
     window.reset()
 
     client, server = socket.socketpair()
     for each in (client, server):
         each.setblocking(False)
-    submitter = Submitter(SubmissionRing(window, 0, rig.engine._control), window.counters)
-    successor = connect(server, rig.connection.lane, window, submitter, rig.export)
-    new = Rig(client, successor, submitter, rig.engine, rig.memory, rig.written, rig.export)
+    submissions = Submissions(SubmissionRing(window, 0, rig.engine._control), window.counters)
+    successor = connect(server, rig.connection.lane, window, submissions, rig.export)
+    new = Rig(client, successor, submissions, rig.engine, rig.memory, rig.written, rig.export)
     client.sendall(b"".join(byte_read(number) for number in range(39)))
     assert errors(new) == []
     client.sendall(byte_read(100) + byte_read(101) + byte_read(102, BAD_OFFSET))
@@ -88,14 +91,20 @@ def test_a_new_worker_finds_no_status_of_the_dead_one(make_rig: MakeRig) -> None
 
 @pytest.mark.parametrize("length", [4096, 512])
 def test_what_is_written_after_zeroing_stays_marked_when_a_batch_is_repeated(make_rig: MakeRig, length: int) -> None:
-    """Both in one batch that fails: repeated one by one, the zeroing must not leave the write unmarked."""
-    failures = [DeviceError(12, "once")]
+    """Each fails at first and is repeated by itself; the zeroing must neither undo the write nor leave it unmarked."""
+    failures: set[str] = set()
 
     def fail_once(memory: PlainMemory, batch: Batch) -> None:
-        if failures and batch.zeroes and (batch.writes or batch.copies_in):
-            raise failures.pop()
+        kind = "zero" if batch.zeroes else "write" if batch.writes or batch.copies_in else ""
+        if kind in failures:
+            failures.remove(kind)
+            raise DeviceError(12, "once")
 
     rig = make_rig(before=fail_once)
+    rig.send(WRITE, 0x5000, 4096, bytes([9]) * 4096)
+    rig.work()
+    assert [error for _, error, _ in rig.answers()] == [0]
+    failures |= {"zero", "write"}
     rig.send(ZEROES, 0x5000, 4096, cookie=2)
     for place in range(2):
         rig.send(WRITE, 0x5000 + place * length, length, bytes([7]) * length, cookie=3)
@@ -121,7 +130,7 @@ def test_extents_hold_while_the_engine_marks() -> None:
             self._blocks[0] = 1
             return found
 
-    written = WrittenMap()
+    written = make_written()
     written.resize(1 << 20)
     written.blocks = Marked(written.blocks)  # type: ignore[assignment]
     for offset in (0, 512):
@@ -137,7 +146,7 @@ def test_a_count_that_cannot_be_holds_nobody_up(make_rig: MakeRig, tail: int) ->
     window.store(Word.TAIL, tail)
     assert not rig.engine.turn()
     assert not rig.engine.waiting()
-    rig.engine.retire(0)
+    rig.engine.drain_window(0)
     assert window.load(Word.TAIL) == 0
 
 
@@ -172,7 +181,7 @@ def test_the_map_is_not_read_in_vain(make_rig: MakeRig, monkeypatch: pytest.Monk
         with suppress(BlockingIOError):
             rig.client.send(stream)
         moved = rig.connection.pump()
-        idle = 0 if rig.submitter.collect() or moved else idle + 1
+        idle = 0 if complete(rig.submissions) or moved else idle + 1
     seen = len(looks)
     for _ in range(50):
         assert not rig.connection.pump()
@@ -198,7 +207,7 @@ def test_what_came_before_the_end_is_answered(make_rig: MakeRig) -> None:
     assert not rig.connection.finished
     for _ in range(50):
         rig.engine.turn()
-        for each in rig.submitter.collect():
+        for each in complete(rig.submissions):
             each.resume()
         rig.connection.pump()
         rig.connection.replies.flush()
@@ -216,3 +225,43 @@ def test_a_status_of_a_large_range_is_cut_short(make_rig: MakeRig, monkeypatch: 
     rig.work()
     _, _, kind, _, length = struct.unpack_from(">IHHQI", data := rig.replies())
     assert (kind, data[20 : 20 + length]) == (5, struct.pack(">III", 1, 8192, 3))
+
+
+def test_only_one_piece_of_zeroing_is_in_flight_for_a_worker(make_rig: MakeRig) -> None:
+    """All that a worker has queued behind a piece waits for it, so requests of one piece count too."""
+    rig = make_rig()
+    rig.written.blocks[:] = 1
+    for cookie in range(60):
+        rig.send(ZEROES, 0, SIZE, flags=2, cookie=cookie)
+    for _ in range(20):
+        rig.connection.pump()
+    assert rig.connection.replies.in_flight == 1
+    rig.work(400)
+    assert [error for _, error, _ in rig.answers()] == [0] * 60
+
+
+def test_connections_of_a_worker_zero_in_turn(make_rig: MakeRig) -> None:
+    """None waits for all that another has to zero."""
+    rig = make_rig()
+    rig.written.blocks[:] = 1
+    client, server = socket.socketpair()
+    for each in (client, server):
+        each.setblocking(False)
+    other = rig.second(server)
+    both = {rig.connection: rig.client, other: client}
+    order: list[Any] = []
+    for sock in both.values():
+        for cookie in range(5):
+            sock.sendall(struct.pack(">IHHQQI", 0x25609513, 2, ZEROES, cookie, 0, SIZE))
+    for _ in range(60):
+        for connection in both:
+            connection.pump()
+        if rig.submissions.in_flight:
+            order.append(rig.submissions.in_flight[0].owner)
+        rig.engine.turn()
+        for connection in complete(rig.submissions):
+            connection.resume()
+    assert len(order) == 10
+    assert all(order[number] is not order[number + 1] for number in range(1, 8)), "one was behind the first at first"
+    client.close()
+    server.close()

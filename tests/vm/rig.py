@@ -21,7 +21,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
-PACKAGES = HERE / "packages.txt"
 
 #: The kernel, 107 MiB of locked server and 16 of reserve leave 74 to swap; 192 ended in the OOM killer once in two runs.
 RAM_MIB = 224
@@ -67,7 +66,7 @@ def missing() -> str | None:
         name for name in _NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
     ]
     if absent:
-        return f"{', '.join(absent)} missing; type: sudo apt-get install {' '.join(PACKAGES.read_text().split())}"
+        return f"{', '.join(absent)} missing; type: sudo tests/setup.sh vm"
     if modules() is None:
         return "no kernel modules of user-mode-linux"
     return None

@@ -108,9 +108,23 @@ def route(request: pytest.FixtureRequest, shared: Server, certificates: Certific
     return make_route(request.param, shared, certificates)
 
 
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server like ``shared`` whose engine serves its clients itself."""
+    with Server(tmp_path_factory.mktemp("local"), "--workers", "0", size=f"{SIZE >> 20}M") as server:
+        yield server
+
+
+@pytest.fixture(params=("worker", "engine"))
+def either(request: pytest.FixtureRequest) -> Server:
+    """A server whose clients are served by workers, and one whose engine serves them itself."""
+    server: Server = request.getfixturevalue("shared" if request.param == "worker" else "local")
+    return server
+
+
 @pytest.fixture(params=("simple", "structured", "extended"))
-def client(request: pytest.FixtureRequest, shared: Server) -> Iterator[RawClient]:
-    """A raw client of the shared server with each kind of reply in turn."""
+def client(request: pytest.FixtureRequest, either: Server) -> Iterator[RawClient]:
+    """A raw client of either server with each kind of reply in turn."""
     wanted = {} if request.param == "simple" else {request.param: True}
-    with shared.client(**wanted) as raw:
+    with either.client(**wanted) as raw:
         yield raw

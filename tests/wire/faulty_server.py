@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from vramblk.config.settings import load_settings
 from vramblk.memory.base import Batch, DeviceError, Memory, Run
-from vramblk.settings import load_settings
+from vramblk.memory.copies import Copies
 from vramblk.shared.window import Window
 
 FAULTS = Path("faults.json").resolve()
@@ -35,13 +36,28 @@ class FaultyMemory:
         return getattr(self._inner, name)
 
     def execute(self, batch: Batch) -> None:
+        if self._has_faults():
+            self._check(list(self._requests(batch)))
+        self._inner.execute(batch)
+
+    def copies(self) -> Copies | None:
+        inner = self._inner.copies()
+        return FaultyCopies(self, inner) if inner is not None else None
+
+    def look_at_copies(self, requests: list[tuple[str, int, int]]) -> None:
+        """May raise: these are to be copied without a batch."""
+        if self._has_faults():
+            self._check(requests)
+
+    def finish_copies(self, count: int) -> None:
+        """So many requests that were copied without a batch come to their end."""
+
+    def _has_faults(self) -> bool:
         changed = os.stat(FAULTS).st_mtime_ns
         if changed != self._changed:
             self._changed = changed
             self._faults = json.loads(FAULTS.read_text())
-        if self._faults:
-            self._check(list(self._requests(batch)))
-        self._inner.execute(batch)
+        return bool(self._faults)
 
     def _check(self, requests: list[tuple[str, int, int]]) -> None:
         for fault in self._faults:
@@ -65,8 +81,46 @@ class FaultyMemory:
     def _columns(self, run: Run) -> Iterator[tuple[int, int]]:
         table = self._windows[run.window].columns[:, run.first : run.first + run.count].tolist()
         for place, shape in zip(table[0], table[2], strict=True):
-            arena = shape >> 24
+            arena = shape >> 16
             yield arena * self._inner.arena_bytes + place * 16, (shape & 0xFFFF) * 16
+
+
+class FaultyCopies(Copies):
+    """Copies of a memory that fail as its batches would; an exception in a batch is a failure here."""
+
+    def __init__(self, memory: FaultyMemory, inner: Copies) -> None:
+        Copies.__init__(self, inner.size_bytes, inner.arena_bytes, [], self._failure)
+        self.queued = inner.queued
+        self._memory = memory
+        self._inner = inner
+        self._requests: list[tuple[str, int, int]] = []
+        self._error: DeviceError | None = None
+
+    def read(self, offset: int, length: int, address: int) -> int:
+        return self._fault("read", offset, length) or self._inner.read(offset, length, address)
+
+    def write(self, offset: int, length: int, address: int) -> int:
+        return self._fault("write", offset, length) or self._inner.write(offset, length, address)
+
+    def finish(self) -> int:
+        self._memory.finish_copies(len(self._requests))
+        self._requests.clear()
+        return self._inner.finish()
+
+    def _fault(self, op: str, offset: int, length: int) -> int:
+        self._requests.append((op, offset, length))
+        try:
+            self._memory.look_at_copies(self._requests)
+        except DeviceError as error:
+            self._error = error
+        except Exception as error:
+            self._error = DeviceError(5, repr(error))
+        else:
+            return 0
+        return -5
+
+    def _failure(self, status: int) -> DeviceError:
+        return self._error or self._inner.failure(status)
 
 
 def open_faulty(exports: Any, windows: Sequence[Window], **options: Any) -> list[FaultyMemory]:
@@ -76,8 +130,8 @@ def open_faulty(exports: Any, windows: Sequence[Window], **options: Any) -> list
 
 
 def main() -> int:
-    from vramblk import logs
-    from vramblk.supervisor import serve
+    from vramblk.supervisor.process import serve
+    from vramblk.system import logs
 
     settings = load_settings(sys.argv[1:], os.environ)
     logs.configure_direct("supervisor", settings.verbose)

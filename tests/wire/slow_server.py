@@ -2,7 +2,7 @@
 
 ``VRAMBLK_TEST_STEP_S`` is how long each step of the proof takes, each with a line on stderr; ``VRAMBLK_TEST_BAD_STEP`` is the
 number of the step, from 1, that finds the memory bad; ``VRAMBLK_TEST_ZERO_S`` is how long it takes
-to zero all of it at the end.
+to zero all of it at the end. rich cannot be imported: no process of the server may load it.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ def open_slow(*arguments: Any, **options: Any) -> list[SlowMemory]:
 
 
 def main() -> int:
-    from vramblk import cli, supervisor
+    from vramblk import cli
+    from vramblk.supervisor import process as supervisor
 
+    sys.modules["rich"] = None  # type: ignore[assignment]  # whoever of the server imports it fails
     serve = supervisor.serve
     supervisor.serve = lambda settings: serve(settings, open_memories=open_slow)
     return cli.main(sys.argv[1:])

@@ -9,8 +9,8 @@ import sys
 from vramblk import cli
 from vramblk.shared import spin
 
-spin._ENOUGH_CORES = 1
-spin._SPIN_NS = int(os.environ.get("SPIN_NS", spin._SPIN_NS))
+spin.ENOUGH_CORES = 1
+spin.SPIN_NS = int(os.environ.get("SPIN_NS", spin.SPIN_NS))
 
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))

@@ -19,17 +19,19 @@ from .harness import Server, eventually
 
 MIB = 1 << 20
 KINDS = {"simple": {}, "structured": {"structured": True}, "extended": {"extended": True}}
+#: Clients are served by workers, or by the engine itself.
+WORKERS = (2, 0)
 PROGRAM = (sys.executable, str(Path(__file__).with_name("faulty_server.py")))
 
 
 class Faulty:
     """A server whose memory fails where ``fail`` says."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, workers: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._file = directory / "faults.json"
         self.heal()
-        self.server = Server(directory, "--workers", "2", size="32M", program=PROGRAM)
+        self.server = Server(directory, "--workers", str(workers), size="32M", program=PROGRAM)
 
     def fail(self, op: str, lo: int, hi: int, errno: int = nbd.EIO, **more: Any) -> None:
         self._write([{"op": op, "lo": lo, "hi": hi, "errno": errno, **more}])
@@ -43,9 +45,9 @@ class Faulty:
         os.replace(fresh, self._file)
 
 
-@pytest.fixture(scope="module")
-def module_faulty(tmp_path_factory: pytest.TempPathFactory):
-    faulty = Faulty(tmp_path_factory.mktemp("faulty"))
+@pytest.fixture(scope="module", params=WORKERS)
+def module_faulty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    faulty = Faulty(tmp_path_factory.mktemp("faulty"), request.param)
     with faulty.server:
         yield faulty
 
@@ -177,9 +179,10 @@ def test_errors_are_counted_by_name(faulty: Faulty) -> None:
         eventually(lambda: counted() == before + 1)
 
 
-def test_lost_device(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", WORKERS)
+def test_lost_device(tmp_path: Path, workers: int) -> None:
     """After the device is lost every request is EIO on every connection, /healthz fails, the server stays up."""
-    faulty = Faulty(tmp_path / "lost")
+    faulty = Faulty(tmp_path / "lost", workers)
     with faulty.server as server, server.client() as first, server.client(structured=True) as second:
         first.write(0, b"before")
         assert server.get("/healthz")[0] == 200

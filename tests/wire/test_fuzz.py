@@ -210,11 +210,12 @@ def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-@pytest.fixture
-def abused(tmp_path: Path) -> Iterator[Server]:
+@pytest.fixture(params=("2", "0"))
+def abused(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """Served by workers, or by the engine itself."""
     config = tmp_path / "exports.yaml"
     config.write_text(EXPORTS)
-    with Server(tmp_path / "server", "--config", str(config), "--workers", "2", size=None) as server:
+    with Server(tmp_path / "server", "--config", str(config), "--workers", request.param, size=None) as server:
         yield server
 
 

@@ -21,11 +21,17 @@ MIB = 1 << 20
 Start = Callable[..., Server]
 
 
-@pytest.fixture(scope="module")
-def limited(tmp_path_factory: pytest.TempPathFactory):
-    """One worker, so that every client shares it with the one that misbehaves."""
-    with Server(tmp_path_factory.mktemp("limits"), "--workers", "1", size="128M") as server:
+@pytest.fixture(scope="module", params=("1", "0"))
+def limited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """One worker or the engine itself, so that every client shares it with the one that misbehaves."""
+    with Server(tmp_path_factory.mktemp("limits"), "--workers", request.param, size="128M") as server:
         yield server
+
+
+def process_of(server: Server) -> int:
+    """The one that serves the clients."""
+    [pid] = server.named("worker") or server.named("engine")
+    return pid
 
 
 def anonymous_bytes(pid: int) -> int:
@@ -84,7 +90,7 @@ def test_idle_client_in_transmission_stays(limited: Server) -> None:
 
 
 def test_stalled_reader_holds_up_nobody(limited: Server) -> None:
-    """A client that asks for data and reads nothing delays no other client of the same worker."""
+    """A client that asks for data and reads nothing delays no other client of the same process."""
     with limited.client(structured=True) as stalled, limited.client() as other:
         for _ in range(128):
             stalled.submit(nbd.READ, 0, MIB)
@@ -98,22 +104,22 @@ def test_stalled_reader_holds_up_nobody(limited: Server) -> None:
 def test_slow_reader_gets_2_gib(limited: Server, kind: str) -> None:
     """2 GiB of replies held back by a slow reader cost bounded memory and arrive complete in the end."""
     kinds = {} if kind == "simple" else {"structured": True}
-    (worker,) = limited.named("worker")
+    process = process_of(limited)
     with limited.client(**kinds) as slow, limited.client() as other:
         block = bytes(range(256)) * 4096
         for index in range(32):
             slow.write(index * MIB, block[index:] + block[:index])
-        before = anonymous_bytes(worker)
+        before = anonymous_bytes(process)
         stream = b"".join(slow.encode(nbd.READ, 0, 32 * MIB)[1] for _ in range(64))
         slow.send(stream)
         time.sleep(0.5)
         assert slowest_read_s(other, 50) < 2
-        assert anonymous_bytes(worker) - before < 64 * MIB
+        assert anonymous_bytes(process) - before < 64 * MIB
         expected = b"".join(block[index:] + block[:index] for index in range(32))
         for _ in range(64):
             reply = slow.wait()
             assert not reply.error and reply.data == expected
-        assert anonymous_bytes(worker) - before < 64 * MIB
+        assert anonymous_bytes(process) - before < 64 * MIB
 
 
 def test_half_sent_write_holds_up_nobody(limited: Server) -> None:
@@ -148,8 +154,8 @@ def test_sixteen_half_sent_writes(limited: Server) -> None:
 
 def test_flood_of_requests_is_bounded(limited: Server) -> None:
     """A client that sends requests for ever and reads nothing is no longer read from; it costs bounded memory."""
-    (worker,) = limited.named("worker")
-    before = anonymous_bytes(worker)
+    process = process_of(limited)
+    before = anonymous_bytes(process)
     with limited.client() as flood, limited.client() as other:
         flood.socket.setblocking(False)
         burst = b"".join(flood.header(nbd.READ, 0, 4096, 0, cookie) for cookie in range(1000))
@@ -165,7 +171,7 @@ def test_flood_of_requests_is_bounded(limited: Server) -> None:
                 time.sleep(0.01)
         assert sent < 64 * MIB, "the server reads on although its replies are not taken"
         assert slowest_read_s(other) < 2
-        assert anonymous_bytes(worker) - before < 64 * MIB
+        assert anonymous_bytes(process) - before < 64 * MIB
 
 
 def test_client_that_dies_with_unread_replies(limited: Server) -> None:
@@ -198,10 +204,11 @@ def test_reset_tcp_connections(start: Start) -> None:
         assert client.read(0, 4) == b"fine"
 
 
-def test_server_stops_with_clients_in_the_handshake(start: Start) -> None:
+@pytest.mark.parametrize("arguments", ((), ("--workers", "0")), ids=("workers", "engine"))
+def test_server_stops_with_clients_in_the_handshake(start: Start, arguments: tuple[str, ...]) -> None:
     """Stopping while clients are half-way through the handshake is clean: no crash, exit status 0."""
-    server = start("--drain-timeout", "2s", tcp=True)
-    clients = [server.connect("tcp" if number % 2 else "unix") for number in range(20)]
+    server = start("--drain-timeout", "2s", *arguments, tcp=not arguments)
+    clients = [server.connect("tcp" if server.port and number % 2 else "unix") for number in range(20)]
     try:
         for number, client in enumerate(clients):
             if number % 3 == 1:
@@ -265,20 +272,21 @@ def test_no_descriptor_left_for_a_connection(start: Start) -> None:
     assert server.stop() == 0
 
 
-def test_no_descriptor_left_in_the_worker(start: Start) -> None:
+@pytest.mark.parametrize("workers", ("1", "0"))
+def test_no_descriptor_left_in_the_process_that_serves(start: Start, workers: str) -> None:
     """The connection that came with it is closed; those that are served go on, and so do later ones."""
-    server = start("--workers", "1")
-    [worker] = server.named("worker")
+    server = start("--workers", workers)
+    process = process_of(server)
     with server.client() as client:
-        limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
-        resource.prlimit(worker, resource.RLIMIT_NOFILE, (3, limits[1]))
+        limits = resource.prlimit(process, resource.RLIMIT_NOFILE)
+        resource.prlimit(process, resource.RLIMIT_NOFILE, (3, limits[1]))
         with server.connect() as refused:
             assert refused.at_end()
         assert len(client.read(0, 4096)) == 4096
-        resource.prlimit(worker, resource.RLIMIT_NOFILE, limits)
+        resource.prlimit(process, resource.RLIMIT_NOFILE, limits)
         with server.client() as later:
             assert len(later.read(0, 4096)) == 4096
-    assert server.named("worker") == [worker]
+    assert process_of(server) == process
 
 
 def test_a_long_negotiation_lets_others_have_their_turn(limited: Server) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
 import struct
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from vramblk.config import exposure
 
 from . import rawclient as nbd
 from .harness import Server, alive, eventually, free_port
@@ -35,6 +39,32 @@ def test_tcp_and_unix_at_once(start: Start) -> None:
         assert second.read(100, 4) == b"both"
     ready = str(server.find_event("ready"))
     assert str(server.unix_path) in ready and str(server.port) in ready
+
+
+def test_ready_names_every_export_and_the_page(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "exports.yaml").write_text("exports: [{name: one, size: 16M}, {name: t w o, size: 16M}]\n")
+    server = start(
+        "--config", str(tmp_path / "exports.yaml"), "--metrics-addr", "127.0.0.1:0", tcp=True, size=None
+    )
+    ready = server.wait_event("ready")
+    assert [uri.partition("?")[0] for uri in ready["uris"]] == [
+        "nbd+unix:///one", f"nbd://127.0.0.1:{server.port}/one",
+        "nbd+unix:///t%20w%20o", f"nbd://127.0.0.1:{server.port}/t%20w%20o",
+    ]  # fmt: skip
+    with urllib.request.urlopen(ready["page"], timeout=10) as page:
+        assert page.headers["Content-Type"].startswith("text/html")
+
+
+def test_an_open_listener_is_warned_of(start: Start) -> None:
+    """Anybody on the network could overwrite the export; on loopback, and behind a published port, nobody can."""
+    server = start("--listen-addr", "0.0.0.0:0")
+    warned = server.find_event("nbd_exposed")
+    if exposure.behind_published_ports():
+        pytest.skip("requires a network that is not a container's own")
+    assert warned is not None and warned["address"] == "0.0.0.0:0" and "--tls-verify-peer" in warned["remedy"]
+    warnings = json.loads(server.get("/status.json")[1])["warnings"]
+    assert [each["severity"] for each in warnings if each["code"] == "nbd_exposed"] == ["warning"]
+    assert start(tcp=True).find_event("nbd_exposed") is None
 
 
 def test_ipv6(start: Start) -> None:
@@ -111,7 +141,7 @@ def test_port_is_free_right_after_exit(start: Start) -> None:
 def test_socket_is_removed_after_a_failed_start(start: Start) -> None:
     """A start that fails after the socket was made leaves no socket file behind."""
     server = start("--size", "100000G", ready=False, size=None)
-    failed_start(server, 78, "100000G")
+    failed_start(server, 78, "97.7 TiB")
     assert not server.unix_path.exists()
 
 

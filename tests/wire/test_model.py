@@ -167,9 +167,10 @@ class Disk(RuleBasedStateMachine):
             assert self.clients[0].read(SIZE // 2 - 100, 200) == self.model[SIZE // 2 - 100 : SIZE // 2 + 100]
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory):
-    with Server(tmp_path_factory.mktemp("model"), "--workers", "2", size="3M") as server:
+@pytest.fixture(scope="module", params=("2", "0"))
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """Served by workers, or by the engine itself."""
+    with Server(tmp_path_factory.mktemp("model"), "--workers", request.param, size="3M") as server:
         yield server
 
 

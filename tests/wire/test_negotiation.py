@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import struct
+from collections.abc import Callable
 
 import pytest
 
 from . import rawclient as nbd
 from .conftest import SIZE, Route
-from .harness import Server
+from .harness import Server, eventually
 
 FLAGS = (
     nbd.HAS_FLAGS | nbd.SEND_FLUSH | nbd.SEND_FUA | nbd.SEND_TRIM | nbd.SEND_WRITE_ZEROES
@@ -17,8 +19,8 @@ FLAGS = (
 
 
 @pytest.fixture
-def greeted(shared: Server):
-    with shared.connect() as client:
+def greeted(either: Server):
+    with either.connect() as client:
         client.greet()
         yield client
 
@@ -27,25 +29,25 @@ def types(replies: list[nbd.OptionReply]) -> list[int]:
     return [reply.type for reply in replies]
 
 
-def test_greeting_offers_fixed_newstyle(shared: Server) -> None:
+def test_greeting_offers_fixed_newstyle(either: Server) -> None:
     """The greeting says fixed newstyle and no-zeroes, and nothing unknown."""
-    with shared.connect() as client:
+    with either.connect() as client:
         assert client.greet() == 3
 
 
 @pytest.mark.parametrize("flags", (1 << 2, 1 << 31, 0xFFFFFFFF))
-def test_unknown_client_flags_close(shared: Server, flags: int) -> None:
+def test_unknown_client_flags_close(either: Server, flags: int) -> None:
     """Client flags that the server does not know end the connection."""
-    with shared.connect() as client:
+    with either.connect() as client:
         client.greet(flags)
         assert client.at_end()
 
 
 @pytest.mark.parametrize("no_zeroes", (False, True))
 @pytest.mark.parametrize("name", (b"vram", b""))
-def test_export_name(shared: Server, no_zeroes: bool, name: bytes) -> None:
+def test_export_name(either: Server, no_zeroes: bool, name: bytes) -> None:
     """EXPORT_NAME gives size and flags, then 124 zeroes unless the client said no-zeroes; data follows at once."""
-    with shared.connect() as client:
+    with either.connect() as client:
         client.greet(3 if no_zeroes else 1)
         # The first request is sent together with the option: a server must not lose it.
         cookie, request = client.encode(nbd.READ, 0, 512)
@@ -57,9 +59,9 @@ def test_export_name(shared: Server, no_zeroes: bool, name: bytes) -> None:
         assert client.wait().cookie == cookie
 
 
-def test_export_name_without_fixed_newstyle(shared: Server) -> None:
+def test_export_name_without_fixed_newstyle(either: Server) -> None:
     """A client that knows only newstyle gets in by EXPORT_NAME."""
-    with shared.connect() as client:
+    with either.connect() as client:
         client.greet(0)
         client.send(nbd.option_bytes(nbd.EXPORT_NAME, b"vram"))
         assert struct.unpack(">QH", client.receive(10))[0] == SIZE
@@ -68,9 +70,9 @@ def test_export_name_without_fixed_newstyle(shared: Server) -> None:
 
 
 @pytest.mark.parametrize("name", (b"other", b"v" * 4096, b"v" * 5000, b"\xff\xfe", b"vram\0"))
-def test_unknown_export_name_closes(shared: Server, name: bytes) -> None:
+def test_unknown_export_name_closes(either: Server, name: bytes) -> None:
     """EXPORT_NAME has no error reply: an unknown or malformed name ends the connection."""
-    with shared.connect() as client:
+    with either.connect() as client:
         client.greet()
         client.send(nbd.option_bytes(nbd.EXPORT_NAME, name))
         assert client.at_end()
@@ -178,9 +180,9 @@ def test_bad_option_magic_closes(greeted: nbd.RawClient) -> None:
     assert greeted.at_end()
 
 
-def test_options_byte_by_byte(shared: Server) -> None:
+def test_options_byte_by_byte(either: Server) -> None:
     """A negotiation that arrives one byte at a time is understood."""
-    with shared.connect() as client:
+    with either.connect() as client:
         client.receive(18)
         stream = struct.pack(">I", 3) + nbd.option_bytes(nbd.STRUCTURED_REPLY)
         for byte in stream + nbd.option_bytes(nbd.GO, nbd.info_payload("vram")):
@@ -189,9 +191,9 @@ def test_options_byte_by_byte(shared: Server) -> None:
         assert types(client.replies(nbd.GO)) == [nbd.REP_INFO, nbd.ACK]
 
 
-def test_options_in_one_piece(shared: Server) -> None:
+def test_options_in_one_piece(either: Server) -> None:
     """Client flags, options and the first requests in a single segment are all answered in order."""
-    with shared.connect() as client:
+    with either.connect() as client:
         client.structured = True
         cookie, request = client.encode(nbd.WRITE, 1000, payload=b"glued to the negotiation")
         second, read = client.encode(nbd.READ, 1000, 24)
@@ -233,9 +235,9 @@ def test_extended_headers_after_structured_replies(greeted: nbd.RawClient) -> No
     assert len(greeted.read(1, 1001)) == 1001
 
 
-def test_df_is_offered_only_with_structured_replies(shared: Server) -> None:
+def test_df_is_offered_only_with_structured_replies(either: Server) -> None:
     """SEND_DF appears in the export's flags only once structured replies are negotiated."""
-    with shared.client("vram") as simple, shared.client("vram", structured=True) as structured:
+    with either.client("vram") as simple, either.client("vram", structured=True) as structured:
         assert simple.flags == FLAGS
         assert structured.flags == FLAGS | nbd.SEND_DF
 
@@ -320,3 +322,80 @@ def test_context_survives_info_and_list(greeted: nbd.RawClient) -> None:
     greeted.go("vram")
     reply = greeted.call(nbd.BLOCK_STATUS, 0, 4096)
     assert reply.context == struct.unpack(">I", selected[0].data[:4])[0]
+
+
+FAILED = "vramblk_negotiations_failed_total"
+
+
+def ended(server: Server, *options: tuple[int, bytes]) -> tuple[int, list[tuple[str, str]]]:
+    """What a client that gives up after these options leaves: failures counted, and events with their reasons."""
+    before, logged = server.metrics()[FAILED], len(server.events)
+    with server.connect() as client:
+        client.greet()
+        for code, data in options:
+            client.ask(code, data)
+    eventually(lambda: server.metrics()["vramblk_connections"] == 0)
+    counted = server.metrics()[FAILED] - before
+    if counted:
+        eventually(lambda: any("negotiation" in event["event"] for event in server.events[logged:]))
+    events = server.events[logged:]
+    assert all(event["client"].startswith("unix:pid=") for event in events)
+    return int(counted), [(event["event"], event["reason"]) for event in events]
+
+
+WRONG = (nbd.GO, nbd.info_payload("wrong"))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ([WRONG, (nbd.ABORT, b"")], "GO: no export of this name: 'wrong'"),
+        ([(nbd.STRUCTURED_REPLY, b""), WRONG], "GO: no export of this name: 'wrong'"),
+        ([(nbd.STARTTLS, b""), (nbd.ABORT, b"")], "STARTTLS: TLS is switched off"),
+        ([(nbd.GO, nbd.info_payload("x" * 3000 + "\n"))], f"GO: no export of this name: '{'x' * 64}'"),
+    ],
+    ids=["aborts", "goes away", "wants TLS", "long name"],
+)
+def test_a_client_that_is_refused_and_gives_up_leaves_a_trace(
+    start: Callable[..., Server], options: list[tuple[int, bytes]], reason: str
+) -> None:
+    """A warning with client and reason, counted as a failed negotiation; clients like nbdinfo ABORT in order."""
+    assert ended(start(), *options) == (1, [("negotiation_refused", reason)])
+
+
+def test_a_client_that_gets_what_it_came_for_leaves_none(start: Callable[..., Server]) -> None:
+    """It only looked, or it went on without what was refused."""
+    server = start()
+    for options in (
+        [(nbd.LIST, b""), (nbd.ABORT, b"")],
+        [],
+        [(nbd.STARTTLS, b""), (nbd.LIST, b""), (nbd.ABORT, b"")],
+        [(nbd.STARTTLS, b""), (nbd.INFO, nbd.info_payload("vram"))],
+    ):
+        assert ended(server, *options) == (0, [])
+
+
+@pytest.mark.parametrize("transport", ("unix", "tcp"))
+def test_a_probe_that_only_connects_leaves_none(start: Callable[..., Server], transport: str) -> None:
+    """As `vramblk check` beside a running server, a port scanner, or a health check of a balancer."""
+    server = start(tcp=True)
+    for _ in range(50):
+        probe = server.connect(transport)
+        if transport == "tcp":  # closed by a reset
+            probe.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        probe.close()
+    with server.client(transport=transport):
+        pass  # taken after the others
+    eventually(lambda: server.metrics()["vramblk_connections"] == 0)
+    assert server.metrics()[FAILED] == 0
+    assert server.find_event("negotiation_failed") is None
+
+
+def test_a_crowd_of_refused_clients_does_not_fill_the_log(start: Callable[..., Server]) -> None:
+    server = start()
+    for _ in range(60):
+        with server.connect() as client:
+            client.greet()
+            client.ask(*WRONG)
+    eventually(lambda: server.metrics()[FAILED] == 60)
+    assert sum(event["event"] == "negotiation_refused" for event in server.events) < 30

@@ -91,8 +91,9 @@ def check(row: dict[str, Any], expected: list[str]) -> None:
     engine = {stage["stage"]: stage["samples"] for stage in stages if stage["process"] == "engine"}
     assert engine["decode"] == engine["finish"] == row["batches"] > 0
     waits = {stage["stage"]: stage["samples"] for stage in stages if stage["process"] == "wait"}
-    # A worker may publish more than once before the engine looks, but not less; at the row's edges one is cut.
-    assert waits["doorbell to taken"] >= row["batches"] - 1
+    # A worker may publish more than once before the engine looks; at the row's edges one is cut. Of what was
+    # published at once a turn takes only a part if a request in it overlaps an earlier one.
+    assert waits["doorbell to taken"] >= 0.9 * row["batches"] - 1
     busy = sum(stage["mean_us"] for stage in stages if stage["process"] == "engine") * row["batches"] / 1e6
     assert busy < row["seconds"] * 1.2 + 1, "an engine cannot work longer than the row has lasted"
 
@@ -109,7 +110,7 @@ def test_a_server_that_cannot_start_says_why_in_one_line(start: Start, temporary
     process = start("--allow-cpu", "--size", "900T")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 78
-    assert out == "" and err.count("\n") == 1 and "900T" in err
+    assert out == "" and err.count("\n") == 1 and "900 TiB" in err
     assert not os.listdir(temporary)
 
 

@@ -105,6 +105,18 @@ def test_drain_timeout_is_the_latest(start: Start) -> None:
         assert gone(client)
 
 
+def test_default_drain_leaves_time_to_zero_and_leave_within_what_docker_waits(start: Start) -> None:
+    """`docker stop` kills after 10 s: by then the memory is zeroed and the sockets are gone, also with a client."""
+    server = start(program=SLOW_SERVER, environment={"VRAMBLK_TEST_ZERO_S": "2"})
+    with server.client():
+        begun = time.monotonic()
+        server.signal(signal.SIGTERM)
+        assert server.wait(15) == 0
+        assert time.monotonic() - begun < 9
+    assert not server.unix_path.exists() and not server.status_path.exists()
+    assert server.find_event("stopped") is not None
+
+
 def test_requests_before_the_signal_are_finished(start: Start) -> None:
     """Every request gets exactly one reply over a drain, success or ESHUTDOWN, and successes come first."""
     server = start("--drain-timeout", "30s", "--workers", "2")
@@ -165,9 +177,11 @@ def test_ctrl_c_from_a_terminal(tmp_path: Path, attached: bool) -> None:
     client = None
     try:
         deadline = time.monotonic() + 60
+        poll = select.poll()
+        poll.register(terminal, select.POLLIN)
         while b"ready" not in output:
             assert time.monotonic() < deadline, output.decode(errors="replace")
-            if select.select([terminal], [], [], 1)[0]:
+            if poll.poll(1000):
                 output += os.read(terminal, 65536)
         assert not output.lstrip().startswith(b"{"), "lines for people, not JSON, on a terminal"
         known = descendants(process.pid)

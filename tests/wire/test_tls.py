@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit import rig as unit
+from vramblk.serving.connection import complete
 from vramblk.serving.lanes import SMALLEST
 
 from . import rawclient as nbd
@@ -65,6 +66,17 @@ def test_require_refuses_plaintext(strict: Server) -> None:
         client.greet()
         assert client.ask(nbd.ABORT)[-1].type == nbd.ACK
         assert client.at_end()
+
+
+def test_a_plaintext_client_that_is_refused_leaves_a_trace(strict: Server) -> None:
+    before = strict.metrics()["vramblk_negotiations_failed_total"]
+    with strict.connect() as client:
+        client.greet()
+        for code in (nbd.STRUCTURED_REPLY, nbd.ABORT):
+            client.ask(code)
+    warning = strict.wait_event("negotiation_refused")
+    assert warning["reason"] == "STRUCTURED_REPLY: this server requires TLS"
+    assert strict.metrics()["vramblk_negotiations_failed_total"] == before + 1
 
 
 def test_verified_client_is_served(strict: Server, certificates: Certificates) -> None:
@@ -348,14 +360,16 @@ def test_no_decrypted_request_is_forgotten(certificates: Certificates) -> None:
     [client] = wrapped
     rig = unit.make(client, served, lane_bytes=SMALLEST)
     connection = rig.connection
+    poll = select.poll()
+    poll.register(served, select.POLLIN)
 
     def turn() -> bool:
         """As a worker that does not spin: input only where epoll would tell of it."""
-        touched = rig.submitter.collect()
+        touched = complete(rig.submissions)
         for each in touched:
             each.resume()
             each.replies.flush()
-        heard = connection.wants_input and select.select([served], [], [], 0)[0]
+        heard = connection.wants_input and poll.poll(0)
         return bool(touched) | ((connection.again or connection.blocked or bool(heard)) and connection.pump())
 
     client.setblocking(True)

@@ -126,17 +126,17 @@ def test_unknown_flags_are_invalid(client: nbd.RawClient, command: int) -> None:
     still_works(client)
 
 
-def test_payload_flag_without_extended_headers(shared: Server) -> None:
+def test_payload_flag_without_extended_headers(either: Server) -> None:
     """PAYLOAD_LEN is invalid on a connection without extended headers."""
-    with shared.client(structured=True) as client:
+    with either.client(structured=True) as client:
         assert client.call(nbd.WRITE, 0, flags=nbd.PAYLOAD_LEN, payload=bytes(512)).error == nbd.EINVAL
         assert client.call(nbd.READ, 0, 512, flags=nbd.PAYLOAD_LEN).error == nbd.EINVAL
         still_works(client)
 
 
-def test_payload_flag_on_other_commands(shared: Server) -> None:
+def test_payload_flag_on_other_commands(either: Server) -> None:
     """With extended headers a payload on a command that has none is drained and EINVAL."""
-    with shared.client(extended=True) as client:
+    with either.client(extended=True) as client:
         for command in (nbd.READ, nbd.TRIM, nbd.WRITE_ZEROES, nbd.CACHE, nbd.FLUSH):
             cookie, header = client.encode(command, 0, 4096, nbd.PAYLOAD_LEN)
             client.send(header + b"p" * 4096)
@@ -154,16 +154,16 @@ def test_fua_on_every_command(client: nbd.RawClient) -> None:
         assert client.call(command, 0, length, nbd.FUA).error == 0, command
 
 
-def test_block_status_with_fua(shared: Server) -> None:
+def test_block_status_with_fua(either: Server) -> None:
     """FUA on BLOCK_STATUS is accepted."""
-    with shared.client(structured=True, contexts=("base:allocation",)) as client:
+    with either.client(structured=True, contexts=("base:allocation",)) as client:
         assert client.call(nbd.BLOCK_STATUS, 0, 4096, nbd.FUA).error == 0
 
 
 @pytest.mark.parametrize("kind", ("structured", "extended"))
-def test_df_reads_are_one_chunk(shared: Server, kind: str) -> None:
+def test_df_reads_are_one_chunk(either: Server, kind: str) -> None:
     """A read with DF is one chunk of content, with zeroes and data mixed; without DF it is complete."""
-    with shared.client(**{kind: True}) as client:
+    with either.client(**{kind: True}) as client:
         assert client.call(nbd.WRITE_ZEROES, 0, 4 * MIB).error == 0
         client.write(MIB, pattern(4, 12_345))
         expected = bytes(MIB) + pattern(4, 12_345) + bytes(MIB)
@@ -173,9 +173,9 @@ def test_df_reads_are_one_chunk(shared: Server, kind: str) -> None:
         assert client.read(0, len(expected)) == expected
 
 
-def test_df_without_structured_replies_is_invalid(shared: Server) -> None:
+def test_df_without_structured_replies_is_invalid(either: Server) -> None:
     """DF on a connection with simple replies is EINVAL."""
-    with shared.client() as client:
+    with either.client() as client:
         assert client.call(nbd.READ, 0, 4096, nbd.DF).error == nbd.EINVAL
 
 
@@ -217,9 +217,9 @@ def test_zeroing_flags(client: nbd.RawClient) -> None:
 
 
 @pytest.mark.parametrize("kind", ("structured", "extended"))
-def test_block_status(shared: Server, kind: str) -> None:
+def test_block_status(either: Server, kind: str) -> None:
     """Extents cover the request from its start, none is empty, neighbours differ, data is data."""
-    with shared.client(contexts=("base:allocation",), **{kind: True}) as client:
+    with either.client(contexts=("base:allocation",), **{kind: True}) as client:
         assert client.call(nbd.TRIM, 0, SIZE).error == 0
         assert client.call(nbd.BLOCK_STATUS, 0, SIZE).extents == [(SIZE, 3)]
         client.write(8192, b"d")
@@ -236,9 +236,9 @@ def test_block_status(shared: Server, kind: str) -> None:
         assert client.call(nbd.BLOCK_STATUS, 0, MIB).extents == [(MIB, 3)]
 
 
-def test_block_status_of_many_extents(shared: Server) -> None:
+def test_block_status_of_many_extents(either: Server) -> None:
     """Status of a checkerboard, followed to the end by a client, describes every block."""
-    with shared.client(structured=True, contexts=("base:allocation",)) as client:
+    with either.client(structured=True, contexts=("base:allocation",)) as client:
         assert client.call(nbd.TRIM, 0, SIZE).error == 0
         blocks = 20_000
         stream = b"".join(client.encode(nbd.WRITE, block * 8192, payload=b"c")[1] for block in range(blocks))
@@ -258,9 +258,9 @@ def test_block_status_needs_a_context(client: nbd.RawClient) -> None:
     still_works(client)
 
 
-def test_extended_lengths_beyond_32_bits(shared: Server) -> None:
+def test_extended_lengths_beyond_32_bits(either: Server) -> None:
     """With extended headers a 64-bit length is understood, and refused where it passes the end."""
-    with shared.client(extended=True, contexts=("base:allocation",)) as client:
+    with either.client(extended=True, contexts=("base:allocation",)) as client:
         for command, error in (
             (nbd.READ, nbd.EINVAL), (nbd.TRIM, nbd.EINVAL), (nbd.WRITE_ZEROES, nbd.ENOSPC),
             (nbd.CACHE, nbd.EINVAL), (nbd.BLOCK_STATUS, nbd.EINVAL),
@@ -270,9 +270,9 @@ def test_extended_lengths_beyond_32_bits(shared: Server) -> None:
         still_works(client)
 
 
-def test_extended_write_without_payload_flag(shared: Server) -> None:
+def test_extended_write_without_payload_flag(either: Server) -> None:
     """With extended headers a WRITE without PAYLOAD_LEN is served: qemu's client leaves the flag out."""
-    with shared.client(extended=True) as client:
+    with either.client(extended=True) as client:
         stream = b""
         for index in range(40):
             _, header = client.encode(nbd.WRITE, index * 4096, 4096, nbd.FUA if index % 3 == 0 else 0)
@@ -288,9 +288,9 @@ def test_bad_magic_closes(client: nbd.RawClient) -> None:
 
 
 @pytest.mark.parametrize("wrong", ("extended", "compact"))
-def test_the_other_header_closes(shared: Server, wrong: str) -> None:
+def test_the_other_header_closes(either: Server, wrong: str) -> None:
     """A compact header after extended ones were negotiated, or the reverse, ends the connection."""
-    with shared.client(extended=wrong == "compact") as client:
+    with either.client(extended=wrong == "compact") as client:
         client.extended = not client.extended
         client.send(client.header(nbd.READ, 0, 4096, 0, 1) * 2)
         client.extended = not client.extended
@@ -343,9 +343,9 @@ def test_requests_byte_by_byte(client: nbd.RawClient) -> None:
     assert client.read(5, 7) == b"dribble"
 
 
-def test_cookies_are_opaque(shared: Server) -> None:
+def test_cookies_are_opaque(either: Server) -> None:
     """Cookies of any value, also equal ones in flight, come back as they were sent."""
-    with shared.client() as client:
+    with either.client() as client:
         cookies = [0, 1, TOP - 1, 0x0123456789ABCDEF, 7, 7]
         client.send(b"".join(client.header(nbd.READ, 0, 16, 0, cookie) for cookie in cookies))
         found = []

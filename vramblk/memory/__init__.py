@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..settings import ExportSettings
+from ..config.settings import ExportSettings
+from . import maptarget, systemram
 from .base import Memory, SlabWindow
 
 __all__ = ["open_memories"]
@@ -31,11 +32,20 @@ def open_memories(
         progress: called with what is being done, bytes done and bytes in all.
 
     Raises:
-        PreconditionError: no such device, or the size is beyond it.
+        PreconditionError: no such device, or the size is beyond it or beyond the limit of a cgroup.
         DeviceError: the device failed.
     """
     opened: dict[int, Memory] = {}
     try:
+        slabs = [window.slab.nbytes for window in windows]
+        systemram.require_room(
+            sum(
+                maptarget.new_ram_bytes(export.mapped_path, export.size)
+                for export in exports
+                if export.mapped_path is not None
+            ),
+            systemram.server_bytes(slabs, opencl=False),
+        )
         for index, export in enumerate(exports):
             if export.mapped_path is not None:
                 from .mapped import MappedMemory
@@ -52,7 +62,12 @@ def open_memories(
 
             swap = any(export.mode == "swap" for export in exports)
             opened |= open_on_devices(
-                on_devices, allow_cpu=allow_cpu, swap=swap, verify_reads=verify_reads, progress=progress
+                on_devices,
+                allow_cpu=allow_cpu,
+                swap=swap,
+                verify_reads=verify_reads,
+                beside_bytes=systemram.server_bytes(slabs, opencl=True),
+                progress=progress,
             )
         memories = [opened[index] for index in range(len(exports))]
         for memory in memories:

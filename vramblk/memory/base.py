@@ -8,29 +8,28 @@ was acknowledged before is seen by what was asked for afterwards.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .copies import Copies
 
 #: Arenas that a kernel takes as arguments, and so the most that an export may have.
 MAXIMUM_ARENAS = 16
 #: Offsets within an arena are counted in 16 bytes and held in 32 bits.
 MAXIMUM_ARENA_BYTES = 1 << 36
 
-#: Words of a reply's header by its kind; 0 is data alone.
-HEADER_NONE, HEADER_SIMPLE, HEADER_STRUCTURED, HEADER_EXTENDED = 0, 4, 7, 10
-
-_EIO = 5
-
 
 class DeviceError(Exception):
     """A batch failed, wholly or in part; nothing of it touches the slabs any more.
 
     Attributes:
-        errno: of the NBD protocol: EIO, ENOMEM, ENOSPC, or EINVAL of a run that points outside.
+        errno: EIO, ENOMEM, ENOSPC, or EINVAL of a run that points outside.
         detail: what failed, for the log.
         lost: the device will not come back; every later request fails too.
     """
@@ -52,7 +51,7 @@ class ChecksumError(DeviceError):
 
     def __init__(self, blocks: int, offset: int) -> None:
         what = "1 block does" if blocks == 1 else f"{blocks} blocks do"
-        super().__init__(_EIO, f"checksum mismatch: {what} not hold what was written, at {offset:#x}")
+        super().__init__(errno.EIO, f"checksum mismatch: {what} not hold what was written, at {offset:#x}")
         self.blocks = blocks
         self.offset = offset
 
@@ -60,9 +59,9 @@ class ChecksumError(DeviceError):
 class Run(NamedTuple):
     """Like requests in columns [first, first + count) of a window.
 
-    [lo, hi) are the bytes of the window's slab that the run covers: the replies with their headers
-    of reads, the payloads (and what lies between them) of writes. ``joins``: the bytes between the run of
-    reads before it in the batch and this one may be overwritten too.
+    [lo, hi) are the bytes of the window's slab that the run covers: the requests' data, and what lies
+    between. Reads may overwrite all of it, with anything; ``joins``: also the bytes between the run of reads
+    before it in the batch and this one.
     """
 
     window: int
@@ -93,13 +92,15 @@ class Batch:
     """What is to be done at once for one export.
 
     Attributes:
+        apart: no request of ``reads`` overlaps anything that the batch writes or zeroes.
         echoes: the proof of a window; ``Copy.offset`` is a position in the same slab, to which the
             bytes [lo, hi) come back after they were in the device's memory. The export is not touched.
     """
 
-    __slots__ = ("copies_in", "copies_out", "echoes", "reads", "writes", "zeroes")
+    __slots__ = ("apart", "copies_in", "copies_out", "echoes", "reads", "writes", "zeroes")
 
-    def __init__(self) -> None:
+    def __init__(self, *, apart: bool = False) -> None:
+        self.apart = apart
         self.writes: list[Run] = []
         self.copies_in: list[Copy] = []
         self.zeroes: list[Zero] = []
@@ -131,16 +132,10 @@ class Pattern(IntEnum):
 class Memory(Protocol):
     """The memory of one export.
 
-    The columns of a run are, all uint32 and one column per request; its requests start and end at
-    multiples of 16 bytes in the export, are at most 128 KiB and never cross an arena border:
-
-        0  offset within the arena / 16
-        1  (window.base + slab position) / 4, of the reply's header or of the payload
-        2  bits 0..15 length / 16, bits 16..19 words of header, bits 24..27 arena
-        3, 4  the cookie's eight bytes as they came, as two little-endian words
-
-    They lie where a worker can write: a request that points outside its arena, the export or the
-    slabs touches nothing, and is skipped or fails its batch.
+    The columns of a run are those of ``shared.descriptors``; its requests start and end at multiples of
+    16 bytes in the export, are at most 128 KiB and never cross an arena border. They came from a worker: a
+    request that points outside its arena, the export or the slabs touches nothing, and is skipped or fails
+    its batch.
 
     Attributes:
         size_bytes: a multiple of 4096.
@@ -167,11 +162,17 @@ class Memory(Protocol):
     def execute(self, batch: Batch) -> None:
         """Do the writes, copies_in, zeroes, reads, copies_out and echoes, in this order.
 
+        If the batch is ``apart`` the reads may be done earlier.
+
         Returns when every byte has arrived and every status was checked.
 
         Raises:
             DeviceError: any of it failed; nothing that was queued is still in flight.
         """
+        ...
+
+    def copies(self) -> Copies | None:
+        """Copies without a batch, or None if every request needs one."""
         ...
 
     def fill(self, offset: int, length: int, pattern: Pattern, seed: int = 0) -> None:

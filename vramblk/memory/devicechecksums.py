@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..shared.descriptors import places
 from .arenas import split
 from .base import ChecksumError, Run
 from .checksums import Ranges, edges, touched
@@ -23,8 +24,6 @@ from .patterns import BLOCK_BYTES
 _SIGN, _CHECK, _EDGES = range(3)
 #: Arguments of checksum_runs; the arenas come before them, and one between them is the table.
 _SUMS, _ARENA_BYTES, _SIZE_BYTES, _FOUND, _TASK = 16, 17, 18, 19, 21
-#: Columns count offsets and lengths in 16 bytes: of a request for whole blocks these bits are 0.
-_PART_OF_BLOCK = BLOCK_BYTES // 16 - 1
 
 
 def checksum_bytes(size_bytes: int) -> int:
@@ -107,8 +106,10 @@ class DeviceChecksums:
 
     def partly(self, run: Run) -> bool:
         """Whether a run has requests that begin or end within a block."""
-        places, _, shapes = self._device.columns[run.window][:3, run.first : run.first + run.count]
-        return bool(((places | shapes) & _PART_OF_BLOCK).any())
+        columns = self._device.columns[run.window][:, run.first : run.first + run.count]
+        # Arenas are whole blocks, so that it does not matter in which a request lies.
+        offsets, lengths = places(columns, self._arena_bytes)
+        return bool(((offsets | lengths) % BLOCK_BYTES).any())
 
     def _queue(self, kernel: int, blocks: range) -> None:
         device, places = self._device, self._places
@@ -130,7 +131,7 @@ class DeviceChecksums:
         """Say what was fetched.
 
         Raises:
-            ChecksumError: blocks do not hold what was signed; to be forgotten before the next batch.
+            ChecksumError: blocks do not hold what was signed; ``forget`` before the next comparison.
         """
         count, number = self._seen.tolist()
         if count:

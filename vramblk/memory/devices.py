@@ -9,21 +9,22 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..errors import PreconditionError
-from .passthrough import obstacle
+from . import caches
+from .passthrough import unmet_requirement
 
-GPU, CPU, ACCELERATOR, OTHER = "GPU", "CPU", "accelerator", "other"
+GPU, CPU = "GPU", "CPU"
+#: The platform of Mesa's runtime.
+RUSTICL = "rusticl"
 
 NOTHING_FOUND = (
     "no OpenCL platform found; install the GPU's OpenCL runtime (NVIDIA: the driver's libnvidia-opencl and"
-    " /etc/OpenCL/vendors/nvidia.icd; AMD: rocm-opencl-icd; Intel: intel-opencl-icd), or for tests on the CPU"
-    " `pip install pocl-binary-distribution` and --allow-cpu"
+    " /etc/OpenCL/vendors/nvidia.icd; AMD: rocm-opencl-icd; Intel: intel-opencl-icd; or mesa-opencl-icd with"
+    " RUSTICL_ENABLE), or for tests on the CPU `pip install pocl-binary-distribution` and --allow-cpu"
 )
 
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.ASCII | re.IGNORECASE)
@@ -37,7 +38,7 @@ class DeviceInfo:
 
     Attributes:
         device_index: within its platform.
-        type: GPU, CPU, accelerator or other.
+        type: GPU or CPU, see ``device_type``.
         problem: why it cannot be used, None if it can (a CPU only with --allow-cpu).
         handle: the ``pyopencl.Device``.
     """
@@ -70,11 +71,7 @@ def load_opencl() -> Any:
     os.environ.setdefault("PYOPENCL_NO_CACHE", "1")
     # PoCL's device without threads of its own: handing a small batch to threads costs more than doing it.
     os.environ.setdefault("POCL_DEVICES", "basic")
-    directory = _cache_directory()
-    if directory is not None:
-        os.environ.setdefault("XDG_CACHE_HOME", directory)
-        os.environ.setdefault("POCL_CACHE_DIR", os.path.join(directory, "pocl"))
-        os.environ.setdefault("CUDA_CACHE_PATH", os.path.join(directory, "cuda"))
+    caches.choose()
     try:
         import pyopencl
     except ImportError as error:
@@ -119,7 +116,7 @@ def choose(
         PreconditionError: it does not exist, is ambiguous or cannot be used; names what exists.
     """
     if not devices:
-        raise PreconditionError(obstacle() or NOTHING_FOUND)
+        raise PreconditionError((allow_cpu and caches.problem()) or unmet_requirement() or NOTHING_FOUND)
     pool = list(devices)
     if platform is not None:
         pool = [each for each in pool if each.platform_index == platform]
@@ -129,7 +126,7 @@ def choose(
             )
     if device is None:
         return _first(pool, devices, allow_cpu)
-    matching = _matching(pool, device, platform, allow_cpu)
+    matching = _matching(pool, device, platform)
     if not matching:
         on = "" if platform is None else f" on platform {platform}"
         raise PreconditionError(f"device {device!r} does not exist{on}; {_existing(devices)}")
@@ -142,28 +139,26 @@ def choose(
 
 def _first(pool: Sequence[DeviceInfo], devices: Sequence[DeviceInfo], allow_cpu: bool) -> DeviceInfo:
     for each in pool:
-        if each.type in (GPU, ACCELERATOR) and each.problem is None:
+        if each.type == GPU and each.problem is None:
             return each
     if allow_cpu:
         for each in pool:
             if each.type == CPU and each.problem is None:
                 return each
-    broken = next((each for each in pool if each.problem), None)
+    broken = next((each for each in pool if each.problem and (allow_cpu or each.type != CPU)), None)
     if broken is not None:
         raise PreconditionError(f"{broken.label} cannot be used: {broken.problem}")
     raise PreconditionError(
-        obstacle()
+        unmet_requirement(any_device=True)
         or f"no GPU found; {_existing(devices)}; install the GPU's OpenCL runtime, or give --allow-cpu to"
         " serve system RAM"
     )
 
 
-def _matching(pool: list[DeviceInfo], device: str, platform: int | None, allow_cpu: bool) -> list[DeviceInfo]:
+def _matching(pool: list[DeviceInfo], device: str, platform: int | None) -> list[DeviceInfo]:
     if device.isascii() and device.isdigit():
         if platform is None:
-            types = (GPU, ACCELERATOR, CPU) if allow_cpu else (GPU, ACCELERATOR)
-            gpus = [each for each in pool if each.type == GPU]
-            first = (gpus or [each for each in pool if each.type in types] or pool)[0].platform_index
+            first = next((each for each in pool if each.type == GPU), pool[0]).platform_index
             pool = [each for each in pool if each.platform_index == first]
         return [each for each in pool if each.device_index == int(device)]
     if _PCI.fullmatch(device):
@@ -197,6 +192,15 @@ def normal_pci(address: str) -> str:
     return f"{int(domain or '0', 16):04x}:{bus.lower()}:{slot.lower()}.{function}"
 
 
+def device_type(cl: Any, kind: int) -> str:
+    """GPU or CPU, for OpenCL's bits of a device's type. What is not a GPU counts as a CPU.
+
+    An accelerator can be an emulator that lives in system RAM, and so can a device that claims to be a
+    CPU as well. Whoever has a real one serves it with --allow-cpu.
+    """
+    return GPU if kind & cl.device_type.GPU and not kind & cl.device_type.CPU else CPU
+
+
 def _describe(cl: Any, platform_index: int, device_index: int, platform: Any, device: Any) -> DeviceInfo:
     def ask(name: str, default: Any) -> Any:
         try:
@@ -205,15 +209,7 @@ def _describe(cl: Any, platform_index: int, device_index: int, platform: Any, de
             return default
 
     kind = ask("type", 0)
-    type_name = OTHER
-    for flag, name in (
-        (cl.device_type.GPU, GPU),
-        (cl.device_type.CPU, CPU),
-        (cl.device_type.ACCELERATOR, ACCELERATOR),
-    ):
-        if kind & flag:
-            type_name = name
-            break
+    known = cl.device_type.GPU | cl.device_type.CPU | cl.device_type.ACCELERATOR
     problem = None
     if not ask("available", True):
         problem = "the runtime says that it is not available"
@@ -223,14 +219,16 @@ def _describe(cl: Any, platform_index: int, device_index: int, platform: Any, de
         problem = "it is big-endian"
     elif ask("max_parameter_size", 0) < _SMALLEST_PARAMETERS:
         problem = "its kernels take too few bytes of arguments"
-    elif type_name == OTHER:
+    elif not kind & known:
         problem = "it is neither GPU, accelerator nor CPU"
+    elif str(platform.name).strip() == caches.POCL:
+        problem = caches.problem()
     return DeviceInfo(
         platform_index=platform_index,
         device_index=device_index,
         platform=str(platform.name).strip(),
         name=str(ask("name", "unknown")).strip(),
-        type=type_name,
+        type=device_type(cl, kind),
         vendor=str(ask("vendor", "unknown")).strip(),
         driver=str(ask("driver_version", "unknown")).strip(),
         memory_bytes=int(ask("global_mem_size", 0)),
@@ -265,32 +263,3 @@ def _pci_bus_info(device: Any) -> str | None:
         return None
     domain, bus, slot, function = words
     return f"{domain:04x}:{bus:02x}:{slot:02x}.{function}"
-
-
-def _cache_directory() -> str | None:
-    """A directory of this user's that compiled kernels may be written to and loaded from."""
-    given = os.environ.get("XDG_CACHE_HOME")
-    home = os.path.expanduser("~/.cache")
-    private = os.path.join(tempfile.gettempdir(), f"vramblk-cache-{os.geteuid()}")
-    for candidate in (given, home, private):
-        if candidate and _can_hold_libraries(candidate):
-            return candidate
-    return None
-
-
-def _can_hold_libraries(directory: str) -> bool:
-    try:
-        Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = os.lstat(directory)
-        flags = os.statvfs(directory).f_flag
-    except OSError:
-        return False
-    foreign = owner.st_uid not in (os.geteuid(), 0) or bool(owner.st_mode & 0o002)
-    return not foreign and not flags & os.ST_NOEXEC and os.access(directory, os.W_OK | os.X_OK)
-
-
-def print_devices(json: bool) -> int:
-    """As ``listing.print_devices``."""
-    from .listing import print_devices as print_them
-
-    return print_them(json)

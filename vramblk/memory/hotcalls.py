@@ -11,14 +11,13 @@ exception.
 from __future__ import annotations
 
 import ctypes
+import errno
 from ctypes import POINTER, c_int32, c_size_t, c_uint32, c_void_p
 from typing import Any
 
 from ..shared import stages
 from ..shared.stages import Stage
 from .base import DeviceError
-
-_EIO, _ENOMEM = 5, 12
 
 _STATUS_NAMES = {
     -1: "CL_DEVICE_NOT_FOUND",
@@ -52,6 +51,7 @@ class HotCalls:
         read: (queue, buffer, blocking, offset, size, host address, 0, None, event or None)
         write: as ``read``
         finish: (queue)
+        addresses: of the functions behind read, write and finish
     """
 
     def __init__(self) -> None:
@@ -68,6 +68,7 @@ class HotCalls:
         self.read = _declare(library, "clEnqueueReadBuffer", transfer)
         self.write = _declare(library, "clEnqueueWriteBuffer", transfer)
         self.finish = _declare(library, "clFinish", [c_void_p])
+        self.addresses = _address(self.read), _address(self.write), _address(self.finish)
         self._event_info = _declare(
             library, "clGetEventInfo", [c_void_p, c_uint32, c_size_t, c_void_p, c_void_p]
         )
@@ -88,6 +89,10 @@ class HotCalls:
         return int(status.value or asked or released)
 
 
+def _address(function: Any) -> int:
+    return ctypes.cast(function, c_void_p).value or 0
+
+
 def _declare(library: ctypes.CDLL, name: str, arguments: list[Any]) -> Any:
     function = getattr(library, name)
     function.argtypes = arguments
@@ -103,8 +108,8 @@ def sizes(lanes: int, groups: int) -> ctypes.Array[c_size_t]:
 def failed(call: str, status: int) -> DeviceError:
     """The exception for a status that is not 0."""
     name = _STATUS_NAMES.get(status, f"status {status}")
-    errno = _ENOMEM if status in _NO_MEMORY else _EIO
-    return DeviceError(errno, f"{call}: {name}", lost=status in _LOST)
+    number = errno.ENOMEM if status in _NO_MEMORY else errno.EIO
+    return DeviceError(number, f"{call}: {name}", lost=status in _LOST)
 
 
 def device_words(device: int, parameter: int, count: int) -> tuple[int, ...] | None:

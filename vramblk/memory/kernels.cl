@@ -2,11 +2,11 @@
 //   TABLE  requests in one launch's table
 //   LANES  work-items per request or block: 1 on a CPU, where one thread copies best by itself
 //
-// The two dimensions of a launch of gather and scatter are lanes (of one group or several) and requests; of
-// the others, lanes and groups, each of which takes blocks of 4096 bytes in turn.
-// A table's columns come from a worker's memory, and a worker may go mad: a request that leaves its
+// The two dimensions of a launch of gather, scatter and exchange are lanes (of one group or several) and
+// requests; of the others, lanes and groups, each of which takes blocks of 4096 bytes in turn.
+// A table's columns come from a worker's memory, and a worker may be corrupt: a request that leaves its
 // arena, the export or the staging buffer is skipped.
-// Words are little-endian on the device, as the host's; what goes to the wire is big-endian.
+// Words are little-endian on the device, as the host's.
 
 #define LANE get_local_id(0)
 #define REQUEST get_group_id(1)
@@ -21,8 +21,7 @@ typedef struct {
     uint off16[TABLE];
     uint pos4[TABLE];
     uint shape[TABLE];
-    uint cookie_lo[TABLE];
-    uint cookie_hi[TABLE];
+    uint writes; // how many of the first requests are writes; of exchange alone
 } table_t;
 
 #define ARENAS                                                                                     \
@@ -52,8 +51,6 @@ typedef struct {
     default: arena = a0;                                                                           \
     }
 
-static inline uint big_endian(uint word) { return as_uint(as_uchar4(word).wzyx); }
-
 // Whether [off16, off16 + length16) lies within arena `number`, of which the last may be smaller.
 static inline int in_arena(uint number, uint off16, uint length16, ulong arena_bytes,
                            ulong size_bytes) {
@@ -61,51 +58,11 @@ static inline int in_arena(uint number, uint off16, uint length16, ulong arena_b
     return first < size_bytes && end <= arena_bytes && end <= size_bytes - first;
 }
 
-// Reads: header and data of each request, contiguous in the staging buffer from its pos4.
-__kernel void gather(ARENAS, __global uint *staging, ulong arena_bytes, ulong size_bytes,
-                     ulong staging4, const table_t table) {
-    const uint request = REQUEST;
-    const uint shape = table.shape[request];
-    const uint off16 = table.off16[request];
-    const uint length16 = shape & 0xffff;
-    const uint header = shape >> 16 & 0xf;
-    const uint number = shape >> 24 & 0xf;
-    if (!in_arena(number, off16, length16, arena_bytes, size_bytes)) return;
-    if ((ulong)table.pos4[request] + header + length16 * 4 > staging4) return;
-    if (header != 0 && header != 4 && header != 7 && header != 10) return;
-    const __global uint4 *arena;
-    PICK(arena, number)
-    const __global uint4 *from = arena + off16;
-    __global uint *to = staging + table.pos4[request];
-    if (header && PART == 0) {
-        const ulong offset = number * arena_bytes + (ulong)off16 * 16;
-        const uint offset_hi = big_endian((uint)(offset >> 32));
-        const uint offset_lo = big_endian((uint)offset);
-        const uint chunk_length = big_endian(8 + length16 * 16);
-        to[2] = table.cookie_lo[request];
-        to[3] = table.cookie_hi[request];
-        if (header == 4) { // simple reply, error 0
-            to[0] = 0x98664467;
-            to[1] = 0;
-        } else if (header == 7) { // structured chunk, DONE, OFFSET_DATA
-            to[0] = 0xef338e66;
-            to[1] = 0x01000100;
-            to[4] = chunk_length;
-            to[5] = offset_hi;
-            to[6] = offset_lo;
-        } else { // extended chunk, DONE, OFFSET_DATA
-            to[0] = 0x8c278a6e;
-            to[1] = 0x01000100;
-            to[4] = offset_hi;
-            to[5] = offset_lo;
-            to[6] = 0;
-            to[7] = chunk_length;
-            to[8] = offset_hi;
-            to[9] = offset_lo;
-        }
-    }
-    to += header;
-    if (((table.pos4[request] + header) & 3) == 0) {
+// A request's bytes from an arena to a place in the staging buffer, which lies at any multiple of 4 bytes.
+static inline void to_staging(__global uint *staging, uint pos4, const __global uint4 *from,
+                              uint length16) {
+    __global uint *to = staging + pos4;
+    if ((pos4 & 3) == 0) {
         __global uint4 *to16 = (__global uint4 *)to;
         for (uint i = PART; i < length16; i += PARTS) to16[i] = from[i];
     } else {
@@ -114,27 +71,69 @@ __kernel void gather(ARENAS, __global uint *staging, ulong arena_bytes, ulong si
     }
 }
 
-// Writes: the payload of each request lies in the staging buffer at its pos4.
-__kernel void scatter(ARENAS, const __global uint *staging, ulong arena_bytes, ulong size_bytes,
-                      ulong staging4, const table_t table) {
-    const uint request = REQUEST;
-    const uint shape = table.shape[request];
-    const uint off16 = table.off16[request];
-    const uint length16 = shape & 0xffff;
-    const uint number = shape >> 24 & 0xf;
-    if (!in_arena(number, off16, length16, arena_bytes, size_bytes)) return;
-    if ((ulong)table.pos4[request] + length16 * 4 > staging4) return;
-    __global uint4 *arena;
-    PICK(arena, number)
-    __global uint4 *to = arena + off16;
-    const __global uint *from = staging + table.pos4[request];
-    if ((table.pos4[request] & 3) == 0) {
+// And the other way.
+static inline void to_arena(__global uint4 *to, const __global uint *staging, uint pos4,
+                            uint length16) {
+    const __global uint *from = staging + pos4;
+    if ((pos4 & 3) == 0) {
         const __global uint4 *from16 = (const __global uint4 *)from;
         for (uint i = PART; i < length16; i += PARTS) to[i] = from16[i];
     } else {
         __global uint *to4 = (__global uint *)to;
         for (uint i = PART; i < length16 * 4; i += PARTS) to4[i] = from[i];
     }
+}
+
+// Reads: the data of each request go to its pos4 in the staging buffer; what lies between stays as it is.
+__kernel void gather(ARENAS, __global uint *staging, ulong arena_bytes, ulong size_bytes,
+                     ulong staging4, const table_t table) {
+    const uint request = REQUEST;
+    const uint shape = table.shape[request];
+    const uint off16 = table.off16[request];
+    const uint pos4 = table.pos4[request];
+    const uint length16 = shape & 0xffff;
+    const uint number = shape >> 16;
+    if (!in_arena(number, off16, length16, arena_bytes, size_bytes)) return;
+    if ((ulong)pos4 + length16 * 4 > staging4) return;
+    const __global uint4 *arena;
+    PICK(arena, number)
+    to_staging(staging, pos4, arena + off16, length16);
+}
+
+// Writes: the payload of each request lies in the staging buffer at its pos4.
+__kernel void scatter(ARENAS, const __global uint *staging, ulong arena_bytes, ulong size_bytes,
+                      ulong staging4, const table_t table) {
+    const uint request = REQUEST;
+    const uint shape = table.shape[request];
+    const uint off16 = table.off16[request];
+    const uint pos4 = table.pos4[request];
+    const uint length16 = shape & 0xffff;
+    const uint number = shape >> 16;
+    if (!in_arena(number, off16, length16, arena_bytes, size_bytes)) return;
+    if ((ulong)pos4 + length16 * 4 > staging4) return;
+    __global uint4 *arena;
+    PICK(arena, number)
+    to_arena(arena + off16, staging, pos4, length16);
+}
+
+// Writes and reads, in no order: none overlaps another. The first table.writes requests are writes.
+__kernel void exchange(ARENAS, __global uint *staging, ulong arena_bytes, ulong size_bytes,
+                       ulong staging4, const table_t table) {
+    const uint request = REQUEST;
+    const uint shape = table.shape[request];
+    const uint off16 = table.off16[request];
+    const uint pos4 = table.pos4[request];
+    const int writes = request < table.writes;
+    const uint length16 = shape & 0xffff;
+    const uint number = shape >> 16;
+    const int sane = in_arena(number, off16, length16, arena_bytes, size_bytes);
+    if (!sane || (ulong)pos4 + length16 * 4 > staging4) return;
+    __global uint4 *arena;
+    PICK(arena, number)
+    if (writes)
+        to_arena(arena + off16, staging, pos4, length16);
+    else
+        to_staging(staging, pos4, arena + off16, length16);
 }
 
 // Zero the bytes [start, start + length) of an arena, whatever their alignment.
@@ -231,15 +230,14 @@ static inline uint block_sum(const __global uint4 *block, __local uint *parts) {
     return sum;
 }
 
-// Block `number` of the export: keep its sum, or compare; found gets how many were bad, and one of them.
+// Block `number` of the export: keep its sum, or compare; found gets how many were bad, and the first that was counted.
 static inline void tend(uint sum, __global uint *sums, ulong number, uint task,
                         __global uint *found) {
     if (LANE) return;
     if (task == SIGN) {
         sums[number] = sum;
-    } else if (sums[number] != sum) {
-        atomic_inc(found);
-        found[1] = (uint)number;
+    } else if (sums[number] != sum && atomic_inc(found) == 0) {
+        found[1] = (uint)number; // of the first to count alone: no two write it
     }
 }
 
@@ -251,7 +249,7 @@ __kernel void checksum_runs(ARENAS, __global uint *sums, ulong arena_bytes, ulon
     const uint shape = table.shape[request];
     const uint off16 = table.off16[request];
     const uint length16 = shape & 0xffff;
-    const uint number = shape >> 24 & 0xf;
+    const uint number = shape >> 16;
     const int sane = in_arena(number, off16, length16, arena_bytes, size_bytes);
     const ulong end = (ulong)off16 + length16;
     const uint first = off16 / BLOCK16;

@@ -7,19 +7,16 @@ slice copies. The places of a run's requests are checked before anything of the 
 
 from __future__ import annotations
 
-import struct
+import errno
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..units import Size
+from ..config.units import Size
+from ..shared.descriptors import Columns
 from .arenas import plan_arenas
 from .base import (
-    HEADER_EXTENDED,
-    HEADER_NONE,
-    HEADER_SIMPLE,
-    HEADER_STRUCTURED,
     MAXIMUM_ARENA_BYTES,
     Batch,
     DeviceError,
@@ -29,27 +26,19 @@ from .base import (
     SlabWindow,
 )
 from .checksums import MappedChecksums
+from .copies import Copies, MappedCopies
 from .maptarget import MapTarget, open_target
 from .patterns import BLOCK_BYTES, bad_ranges, expected_words, prove
 
 _CHUNK = 1 << 20
-_EINVAL = 22
-_HEADERS = (HEADER_NONE, HEADER_SIMPLE, HEADER_STRUCTURED, HEADER_EXTENDED)
-
-_SIMPLE = struct.Struct(">II")
-_STRUCTURED = struct.Struct(">IHH")
-_LENGTH_OFFSET = struct.Struct(">IQ")
-_EXTENDED_TAIL = struct.Struct(">QQQ")
 
 
 class _Request(NamedTuple):
-    """One of a run, in bytes: of the export, and of the slab where the header or the payload begins."""
+    """One of a run, in bytes: of the export, and where in the slab its data lie."""
 
     offset: int
     length: int
     start: int
-    header: int
-    cookie: bytes
 
 
 class MappedMemory:
@@ -83,6 +72,8 @@ class MappedMemory:
         self.pinned: list[bool] = []
         self._zero(0, self.size_bytes)
         self._checksums = MappedChecksums(self._bytes) if verify_reads else None
+        #: Ranges that were or are being written under their old checksums.
+        self._unsigned: list[tuple[int, int]] = []
 
     @property
     def description(self) -> dict[str, Any]:
@@ -107,31 +98,43 @@ class MappedMemory:
         self._slabs, self._columns, self._bases = [None] * count, [None] * count, [0] * count
         for window in windows:
             self._slabs[window.index] = memoryview(window.slab.data)
-            self._columns[window.index] = window.columns
+            self._columns[window.index] = Columns(window.columns.data)
             self._bases[window.index] = window.base
         self.pinned = [True] * len(windows)
+
+    def copies(self) -> Copies | None:
+        if self._checksums is not None:
+            return None
+        address = np.frombuffer(self._target.mapping, np.uint8).ctypes.data
+        return MappedCopies(
+            self.size_bytes, self.arena_bytes, [address],
+            lambda status: DeviceError(errno.EINVAL, f"a copy outside of the memory ({status})"),
+        )  # fmt: skip
 
     def execute(self, batch: Batch) -> None:
         memory, slabs, checksums = self._bytes, self._slabs, self._checksums
         writes = [(slabs[run.window], self._requests(run)) for run in batch.writes]
         reads = [(slabs[run.window], self._requests(run)) for run in batch.reads]
         if checksums is not None:
+            if self._unsigned:
+                checksums.sign(self._unsigned)
+                self._unsigned.clear()
             checksums.check_edges(_written(batch, writes))
+            # Until they are signed, whatever happens.
+            self._unsigned += _written(batch, writes)
         for slab, requests in writes:
-            for offset, length, start, _, _ in requests:
+            for offset, length, start in requests:
                 memory[offset : offset + length] = slab[start : start + length]
         for window, lo, hi, offset in batch.copies_in:
             memory[offset : offset + hi - lo] = slabs[window][lo:hi]
         for offset, length in batch.zeroes:
             self._zero(offset, length)
         if checksums is not None:
-            checksums.sign(_written(batch, writes))
+            checksums.sign(self._unsigned)
+            self._unsigned.clear()
             checksums.check(_read(batch, reads))
         for slab, requests in reads:
-            for offset, length, start, header, cookie in requests:
-                if header:
-                    _put_header(slab, start, header, cookie, offset, length)
-                    start += header * 4
+            for offset, length, start in requests:
                 slab[start : start + length] = memory[offset : offset + length]
         for window, lo, hi, offset in batch.copies_out:
             slabs[window][lo:hi] = memory[offset : offset + hi - lo]
@@ -146,25 +149,19 @@ class MappedMemory:
         """
         arena_bytes, size_bytes = self.arena_bytes, self.size_bytes
         base, slab_bytes = self._bases[run.window], len(self._slabs[run.window])
-        # A copy, so that a worker cannot change what was checked.
-        columns = self._columns[run.window][:, run.first : run.first + run.count].copy()
-        off16, pos4, shapes = columns[:3].tolist()
-        cookies = columns[3:5].T.tobytes()
+        columns = self._columns[run.window]
         found = []
-        for number, (place, position, shape) in enumerate(zip(off16, pos4, shapes, strict=True)):
-            length, header = (shape & 0xFFFF) * 16, shape >> 16 & 0xF
-            first, within = (shape >> 24 & 0xF) * arena_bytes, place * 16
-            start = position * 4 - base
+        for column in range(run.first, run.first + run.count):
+            length, start = columns.length(column), columns.position(column) - base
+            first, within = columns.arena(column) * arena_bytes, columns.offset(column)
             if (
                 within + length > arena_bytes
                 or first + within + length > size_bytes
                 or start < 0
-                or start + header * 4 + length > slab_bytes
-                or header not in _HEADERS
+                or start + length > slab_bytes
             ):
-                raise DeviceError(_EINVAL, f"a request of window {run.window} points outside its memory")
-            cookie = cookies[number * 8 : number * 8 + 8]
-            found.append(_Request(first + within, length, start, header, cookie))
+                raise DeviceError(errno.EINVAL, f"a request of window {run.window} points outside its memory")
+            found.append(_Request(first + within, length, start))
         return found
 
     def _zero(self, offset: int, length: int) -> None:
@@ -224,15 +221,3 @@ def _read(batch: Batch, reads: _Requests) -> Iterator[tuple[int, int]]:
     """Ranges (offset, length) of the export that a batch reads."""
     yield from (request[:2] for _, requests in reads for request in requests)
     yield from ((offset, hi - lo) for _, lo, hi, offset in batch.copies_out)
-
-
-def _put_header(slab: memoryview, at: int, words: int, cookie: bytes, offset: int, length: int) -> None:
-    if words == 4:
-        _SIMPLE.pack_into(slab, at, 0x67446698, 0)
-    elif words == 7:
-        _STRUCTURED.pack_into(slab, at, 0x668E33EF, 1, 1)
-        _LENGTH_OFFSET.pack_into(slab, at + 16, 8 + length, offset)
-    else:
-        _STRUCTURED.pack_into(slab, at, 0x6E8A278C, 1, 1)
-        _EXTENDED_TAIL.pack_into(slab, at + 16, offset, 8 + length, offset)
-    slab[at + 8 : at + 16] = cookie

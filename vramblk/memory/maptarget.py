@@ -13,14 +13,17 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config.units import Size, SizeKind, format_size
 from ..errors import PreconditionError
-from ..units import Size, SizeKind, format_bytes
+from ..system import proc
 
 _UNIT = 4096
 _MEMORY_MAJOR = 1
 #: /dev/mem, /dev/kmem, /dev/port: all of the machine, from address 0.
 _WHOLE_MACHINE_MINORS = (1, 2, 4)
 _RAM_FILE_SYSTEMS = ("tmpfs", "hugetlbfs", "ramfs")
+#: Whose pages count towards the limit of a cgroup.
+_CHARGED_FILE_SYSTEMS = ("tmpfs", "ramfs")
 _PCI_RESOURCE = re.compile(r"resource\d+(_wc)?")
 _PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
@@ -96,7 +99,7 @@ def check_target(path: str, *, map_overwrite: bool) -> str:
         return "character device"
     if not stat.S_ISREG(mode):
         raise PreconditionError(f"map:{path} is neither a character device nor a file")
-    file_system = _file_system(status.st_dev)
+    file_system = proc.file_system(status.st_dev)
     if file_system == "sysfs":
         _check_bar(path)
         return "PCI BAR"
@@ -152,8 +155,25 @@ def export_size(path: str, length: int, size: Size) -> int:
         return size.resolve(length)
     except ValueError as error:
         raise PreconditionError(
-            f"map:{path} is {format_bytes(length)} long: {error}; give a smaller size, or max"
+            f"map:{path} is {format_size(length)} long: {error}; give a smaller size, or max"
         ) from None
+
+
+def new_ram_bytes(path: str, size: Size) -> int:
+    """System RAM that an export will take and its file does not hold yet; 0 unless it is on tmpfs.
+
+    Raises:
+        PreconditionError: the size is beyond the file.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or proc.file_system(status.st_dev) not in _CHARGED_FILE_SYSTEMS:
+            return 0
+    except OSError:
+        return 0
+    if not status.st_size:
+        return 0
+    return max(0, export_size(path, status.st_size, size) - status.st_blocks * 512)
 
 
 def known_length(path: str, descriptor: int) -> int:
@@ -194,7 +214,7 @@ def _reserve(path: str, descriptor: int, size_bytes: int) -> None:
         os.posix_fallocate(descriptor, 0, size_bytes)
     except OSError as error:
         raise PreconditionError(
-            f"map:{path}: no room for {format_bytes(size_bytes)}: {error.strerror}; see df {path}"
+            f"map:{path}: no room for {format_size(size_bytes)}: {error.strerror}; see df {path}"
         ) from None
 
 
@@ -203,7 +223,7 @@ def _map(path: str, descriptor: int, length: int) -> mmap.mmap:
         return mmap.mmap(descriptor, length, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     except (OSError, ValueError) as error:
         raise PreconditionError(
-            f"map:{path}: {format_bytes(length)} cannot be mapped: {error}; the size must be within the"
+            f"map:{path}: {format_size(length)} cannot be mapped: {error}; the size must be within the"
             " device and a multiple of its alignment"
         ) from None
 
@@ -218,20 +238,10 @@ def _refuse_unless_reachable(path: str, mapping: mmap.mmap, size_bytes: int) -> 
     if status:
         mapping.close()
         raise PreconditionError(
-            f"map:{path}: {format_bytes(size_bytes)} is beyond the end of the device; give a smaller size"
+            f"map:{path}: {format_size(size_bytes)} is beyond the end of the device; give a smaller size"
         )
 
 
 def _pci_address(path: str) -> str | None:
     name = os.path.basename(os.path.dirname(os.path.realpath(path)))
     return name if _PCI_ADDRESS.fullmatch(name) else None
-
-
-def _file_system(device: int) -> str:
-    """Type of the file system with this device number, as the kernel lists it."""
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        if fields.split()[2] == wanted:
-            return rest.split()[0]
-    return "an unknown file system"

@@ -1,16 +1,17 @@
 """An export in the memory of an OpenCL device.
 
-Reads: a gather kernel lays complete replies, header and data, into a staging buffer on the device,
-and one copy per stretch of neighbours brings them into the slab they are sent from. Writes go the
-other way through a scatter kernel. Copies of their own go straight between slab and arena.
+Reads: a gather kernel brings the data of all requests into a staging buffer on the device, each to its
+place, and one copy per stretch of neighbours brings them into the slab they are sent from, with whatever lies
+between. Writes go the other way through a scatter kernel. An exchange kernel does both in one launch, if the
+reads of a batch overlap nothing that it writes. Copies of their own go straight between slab and arena.
 
 Everything is queued without waiting into one in-order queue; one clFinish ends the batch. The status
 of each call is checked. On NVIDIA and PoCL a command that fails while it runs makes clFinish fail too
 (or ends the process); on other runtimes, where that was not seen, each command's own event is asked
 for its status as well.
 
-With checksums each batch does more: blocks that it writes only in part are compared before anything
-is written, what it wrote is signed, and what it reads is compared.
+With checksums each batch does more, and no exchange: blocks that it writes only in part are compared before
+anything is written, what it wrote is signed, and what it reads is compared.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..shared import stages
+from ..shared.descriptors import places
 from .arenas import split
-from .base import Batch, Copy, DeviceError, Pattern, Progress, Run, SlabWindow
+from .base import Batch, ChecksumError, Copy, DeviceError, Pattern, Progress, Run, SlabWindow
+from .copies import Copies, QueuedCopies
 from .devicechecksums import DeviceChecksums
 from .hotcalls import failed
 from .opendevice import OpenDevice
@@ -35,7 +39,7 @@ _GAP = 16384
 _LONG_BYTES = 16384
 _VERIFY_BYTES = 1 << 30
 _STAGING_ARGUMENT, _ARENA_BYTES_ARGUMENT, _SIZE_ARGUMENT, _STAGING4_ARGUMENT = 16, 17, 18, 19
-#: Of gather and scatter, and of the kernels for checksums of runs.
+#: Of gather, scatter and exchange, and of the kernels for checksums of runs.
 _TABLE_ARGUMENT = 20
 
 
@@ -72,8 +76,13 @@ class OpenCLMemory:
         )
         self._writing: tuple[int, ...] = (self._scatter,)
         self._reading: tuple[int, ...] = (self._gather,)
+        #: For writes and reads together; none with checksums, which have to be computed between the two.
+        self._exchange: tuple[int, ...] = () if verify_reads else (device.kernel("exchange"),)
         self._zero_range = np.zeros(2, np.uint64)
         self._checksums: DeviceChecksums | None = None
+        #: Ranges that a failed batch may have written under their old checksums.
+        self._unsigned: list[tuple[int, int]] = []
+        self._found_is_stale = False
         try:
             self._allocate(arena_sizes, progress)
             self._handles = [int(buffer.int_ptr) for buffer in self._buffers]
@@ -130,9 +139,19 @@ class OpenCLMemory:
         self._prepare_runs()
         self._warm_up()
 
+    def copies(self) -> Copies | None:
+        device = self._device
+        if self._checksums is not None or device.keeps_events or stages.active is not None:
+            return None  # a status that only an event has, or a time that only a batch's stages tell
+        return QueuedCopies(
+            self.size_bytes, self.arena_bytes, self._handles,
+            lambda status: device.drained(failed("a copy between slab and memory", status)),
+            self._queue, self._hot.addresses,
+        )  # fmt: skip
+
     def _prepare_runs(self) -> None:
         device = self._device
-        for kernel in (self._gather, self._scatter):
+        for kernel in (self._gather, self._scatter, *self._exchange):
             device.set_arenas(kernel, self._handles)
             device.set_buffer(kernel, _STAGING_ARGUMENT, device.staging_handle)
             device.set_number(kernel, _ARENA_BYTES_ARGUMENT, ctypes.c_uint64(self.arena_bytes))
@@ -141,10 +160,12 @@ class OpenCLMemory:
 
     def _warm_up(self) -> None:
         """Runs of no bytes touch nothing, yet have the shapes of real ones."""
+        if self._device.staging_bytes:  # it may hold what others have left on the device
+            self._zero_piece(self._device.staging_handle, 0, self._device.staging_bytes)
         checksums = self._checksums
         edges = (checksums.check_run_edges,) if checksums is not None else ()
         self._device.table[:] = 0
-        for kernels in (self._writing, self._reading, edges):
+        for kernels in (self._writing, self._reading, self._exchange, edges):
             for count in (1, self._device.table_requests):
                 self._start(kernels, count, self._device.run_sizes)
                 self._start(kernels, count, self._device.wide_run_sizes)
@@ -157,12 +178,20 @@ class OpenCLMemory:
 
     def execute(self, batch: Batch) -> None:
         checksums = self._checksums
+        may_have_written = together = False
         try:
             if checksums is not None:
+                self._clear_doubts(checksums)
                 self._refuse_partial_writes(checksums, batch)
+            may_have_written = True
             if batch.writes:
                 self._upload(batch.writes)
-                self._launch(self._writing, batch.writes)
+                if batch.reads and batch.apart and self._exchange:
+                    together = True
+                    writes = sum(run.count for run in batch.writes)
+                    self._launch(self._exchange, [*batch.writes, *batch.reads], writes)
+                else:
+                    self._launch(self._writing, batch.writes)
             if batch.copies_in:
                 self._copy(self._hot.write, batch.copies_in)
             for offset, length in batch.zeroes:
@@ -172,7 +201,8 @@ class OpenCLMemory:
                 checksums.sign(_overwritten(batch))
                 checksums.check((offset, hi - lo) for _, lo, hi, offset in batch.copies_out)
             if batch.reads:
-                self._launch(self._reading, batch.reads)
+                if not together:
+                    self._launch(self._reading, batch.reads)
                 self._download(batch.reads)
             if batch.copies_out:
                 self._copy(self._hot.read, batch.copies_out)
@@ -182,11 +212,36 @@ class OpenCLMemory:
                 self._finish_checked(checksums)
             else:
                 self._device.finish()
-        except DeviceError as error:
-            error = self._device.drained(error)
-            if checksums is not None and not error.lost:
-                checksums.forget()
-            raise error from None
+        except Exception as error:
+            # A mismatch is found when all that was queued is done, so what was written is signed.
+            if checksums is not None:
+                self._found_is_stale = True
+                if may_have_written and not isinstance(error, ChecksumError):
+                    self._unsigned += [*self._run_ranges(batch.writes), *_overwritten(batch)]
+            if isinstance(error, DeviceError):
+                raise self._device.drained(error) from None
+            self._device.drain(f"{type(error).__name__}: {error}")
+            raise
+
+    def _run_ranges(self, runs: Sequence[Run]) -> Iterator[tuple[int, int]]:
+        """What the requests of runs cover: (offset, length) in the export, bytes."""
+        for run in runs:
+            columns = self._device.columns[run.window][:, run.first : run.first + run.count]
+            yield from zip(*(each.tolist() for each in places(columns, self.arena_bytes)), strict=True)
+
+    def _clear_doubts(self, checksums: DeviceChecksums) -> None:
+        """After a batch that failed: sign what it may have written, and forget what it has found.
+
+        Raises:
+            DeviceError: it has to be tried again before anything else is done.
+        """
+        if not (self._unsigned or self._found_is_stale):
+            return
+        checksums.forget()
+        checksums.sign(self._unsigned)
+        self._device.finish()
+        self._unsigned.clear()
+        self._found_is_stale = False
 
     def _refuse_partial_writes(self, checksums: DeviceChecksums, batch: Batch) -> None:
         """Compare blocks that are about to be written in part, before anything of the batch is done."""
@@ -224,7 +279,12 @@ class OpenCLMemory:
                 window, lo, hi = run.window, run.lo, run.hi
         self._device.stage_out(window, lo, hi)
 
-    def _launch(self, kernels: tuple[int, ...], runs: Sequence[Run]) -> None:
+    def _launch(self, kernels: tuple[int, ...], runs: Sequence[Run], writes: int | None = None) -> None:
+        """Launch kernels over the requests of runs, as often as their tables fill.
+
+        Args:
+            writes: how many of the first requests are writes; of the exchange kernel alone.
+        """
         device = self._device
         requests, room = device.requests, device.table_requests
         filled = count = 0
@@ -245,9 +305,14 @@ class OpenCLMemory:
                 first += part
                 count -= part
                 if filled == room:
+                    if writes is not None:
+                        device.table_writes[0] = writes
+                        writes = max(0, writes - filled)
                     self._start(kernels, filled, shapes)
                     filled = 0
         if filled:
+            if writes is not None:
+                device.table_writes[0] = writes
             self._start(kernels, filled, shapes)
 
     def _start(self, kernels: tuple[int, ...], requests: int, shapes: Sequence[Any]) -> None:

@@ -7,6 +7,7 @@ that a slab position says where in the staging buffer the same bytes are.
 from __future__ import annotations
 
 import ctypes
+import errno
 import struct
 import warnings
 from collections.abc import Sequence
@@ -16,21 +17,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..config.units import format_size
+from ..shared.descriptors import COLUMN_ROWS
 from .base import MAXIMUM_ARENAS, Copy, DeviceError, SlabWindow
 from .devices import CPU, DeviceInfo, load_opencl
 from .hotcalls import HotCalls, failed, sizes
-from .requesttable import ROWS, RequestTable
+from .requesttable import RequestTable
 
-#: Requests in one launch's table where the device takes that many bytes of arguments; the copy of
-#: the table into the launch was measured with this many.
-_MOST_TABLE_REQUESTS = 192
+#: Requests in one launch's table where the device takes that many bytes of arguments: a whole run.
+_MOST_TABLE_REQUESTS = 256
 #: Sixteen arenas, five buffers or sizes, and room for padding.
 _OTHER_ARGUMENTS_BYTES = 16 * 8 + 5 * 8 + 32
 _GPU_LANES, _CPU_LANES = 256, 1
 _GPU_GROUPS, _CPU_GROUPS = 8192, 64
 #: Groups for each request of a run of long ones: one alone copies 128 KiB more slowly than PCIe does.
 _WIDE_GROUPS = 4
-_EIO, _EINVAL = 5, 22
 _KERNELS = Path(__file__).with_name("kernels.cl")
 
 #: Runtimes whose clFinish was seen to report a command that failed while it ran.
@@ -51,8 +52,9 @@ class OpenDevice:
         pinned: per window, by its place in ``attach``'s sequence.
         columns, addresses, bases, lengths: per window index: its columns, and its slab's address,
             place in the staging buffer, and length in bytes.
-        table: shape (5, table_requests), uint32; what the next launch of a run takes by value; ``requests``
-            puts columns into it.
+        keeps_events: clFinish is not known to report a command that failed while it ran.
+        table: shape (COLUMN_ROWS, table_requests), uint32; what the next launch of a run takes by value, with
+            ``table_writes[0]`` behind it; ``requests`` puts columns into it.
 
     Raises:
         DeviceError: the runtime refused the context, the queue or the kernels.
@@ -80,10 +82,12 @@ class OpenDevice:
         except cl.Error as error:
             raise self._translated("setting up the device", error) from None
         self.queue_handle = int(self.queue.int_ptr)
-        self.table: npt.NDArray[np.uint32] = np.zeros((ROWS, self.table_requests), np.uint32)
+        words = np.zeros(COLUMN_ROWS * self.table_requests + 1, np.uint32)
+        self.table: npt.NDArray[np.uint32] = words[:-1].reshape(COLUMN_ROWS, self.table_requests)
+        self.table_writes = words[-1:].data
         self.requests = RequestTable(self.table.data, [])
-        self.table_bytes = self.table.nbytes
-        self.table_address = self.table.ctypes.data
+        self.table_bytes = words.nbytes
+        self.table_address = words.ctypes.data
         self._local = sizes(self._lanes, 1)
         self.run_sizes, self.wide_run_sizes = (
             [sizes(self._lanes * groups, count) for count in range(self.table_requests + 1)]
@@ -105,7 +109,7 @@ class OpenDevice:
         self._events: list[ctypes.c_void_p] = []
         self._memories = 0
         self._lost = False
-        self._keep_events = not info.platform.startswith(_STICKY_FAILURES)
+        self.keeps_events = not info.platform.startswith(_STICKY_FAILURES)
 
     def _translated(self, what: str, error: Any) -> DeviceError:
         """A DeviceError for an exception of pyopencl's."""
@@ -113,7 +117,7 @@ class OpenDevice:
         if isinstance(code, int):
             found = failed(what, code)
             return DeviceError(found.errno, f"{what}: {error}", found.lost)
-        return DeviceError(_EIO, f"{what}: {error}")
+        return DeviceError(errno.EIO, f"{what}: {error}")
 
     def allocate(self, size_bytes: int) -> Any:
         """A buffer; its memory is certain only after it was touched.
@@ -124,7 +128,7 @@ class OpenDevice:
         try:
             buffer = self._cl.Buffer(self.context, self._cl.mem_flags.READ_WRITE, size_bytes)
         except self._cl.Error as error:
-            raise self._translated(f"allocating {size_bytes} bytes", error) from None
+            raise self._translated(f"allocating {format_size(size_bytes)}", error) from None
         self._buffers.append(buffer)
         return buffer
 
@@ -181,7 +185,7 @@ class OpenDevice:
 
     def event(self) -> Any:
         """Where the next command puts its event, None on runtimes where clFinish is enough."""
-        if not self._keep_events:
+        if not self.keeps_events:
             return None
         event = ctypes.c_void_p()
         self._events.append(event)
@@ -239,7 +243,7 @@ class OpenDevice:
     def _stage(self, call: Any, window: int, lo: int, hi: int, slab: int) -> None:
         if lo < 0 or hi > self.lengths[window]:
             # The engine takes the range of a request that it repeats alone from the worker's columns.
-            raise DeviceError(_EINVAL, f"bytes {lo} to {hi} do not lie in the slab of window {window}")
+            raise DeviceError(errno.EINVAL, f"bytes {lo} to {hi} do not lie in the slab of window {window}")
         status = call(
             self.queue_handle, self.staging_handle, 0, self.bases[window] + lo, hi - lo,
             self.addresses[window] + slab, 0, None, self.event(),
@@ -295,8 +299,18 @@ class OpenDevice:
             self._abandon()
         if status:
             then = failed("clFinish", status).detail
-            return DeviceError(_EIO, f"{error.detail}; then {then}", lost=True)
+            return DeviceError(errno.EIO, f"{error.detail}; then {then}", lost=True)
         return error
+
+    def drain(self, why: str) -> None:
+        """As ``drained``, after an exception that is none of the device's.
+
+        Raises:
+            DeviceError: the queue cannot be finished: the device is lost.
+        """
+        error = self.drained(DeviceError(errno.EIO, why))
+        if error.lost:
+            raise error
 
     def opened(self) -> None:
         """One more memory lies on the device."""
@@ -352,5 +366,5 @@ class OpenDevice:
 
 def table_requests(maximum_parameter_size: int) -> int:
     """Requests that fit a launch's table on a device that takes so many bytes of arguments."""
-    room = (maximum_parameter_size - _OTHER_ARGUMENTS_BYTES) // (ROWS * struct.calcsize("I"))
+    room = (maximum_parameter_size - _OTHER_ARGUMENTS_BYTES) // (COLUMN_ROWS * struct.calcsize("I"))
     return max(1, min(_MOST_TABLE_REQUESTS, room // 8 * 8))

@@ -6,6 +6,8 @@ that landed at a wrong address is found as surely as a bit that changed.
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,7 +15,6 @@ from .base import DeviceError, Memory, Pattern, Progress
 
 BLOCK_BYTES = 4096
 _WORD = 0xFFFFFFFF
-_EIO = 5
 _PROOF_SEED = 0x9E3779B9
 #: A step of a proof takes a GPU about a millisecond and a slow mapping about a second.
 _STEP_BYTES = 128 << 20
@@ -83,7 +84,7 @@ def prove(memory: Memory, progress: Progress | None = None) -> None:
         if found:
             lo, hi = found[0]
             raise DeviceError(
-                _EIO,
+                errno.EIO,
                 f"the memory does not hold what was written: {len(found)} bad ranges, the first from"
                 f" {lo:#x} to {hi:#x}; run vramblk selftest",
             )

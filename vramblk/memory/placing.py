@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..config.settings import ExportSettings
+from ..config.units import format_size, format_sizes
 from ..errors import PreconditionError
-from ..settings import ExportSettings
-from ..units import format_bytes
+from . import systemram
 from .arenas import largest_export, plan_arenas
 from .base import DeviceError, Memory, Progress
+from .devicechecksums import checksum_bytes
 from .devices import CPU, DeviceInfo, choose, discover
 from .opencl import OpenCLMemory
 from .opendevice import OpenDevice
@@ -21,12 +23,14 @@ def open_on_devices(
     allow_cpu: bool,
     swap: bool = False,
     verify_reads: bool = False,
+    beside_bytes: int = 0,
     progress: Progress | None = None,
 ) -> dict[int, Memory]:
     """The memories of exports by their numbers; see ``open_memories``.
 
     Args:
         swap: the server serves swap, for which system RAM would be absurd.
+        beside_bytes: system RAM that the server itself will take; see ``systemram.server_bytes``.
     """
     devices = discover()
     placed: dict[tuple[int, int], list[int]] = {}
@@ -45,7 +49,7 @@ def open_on_devices(
     try:
         for place, numbers in placed.items():
             on_it = {number: exports[number] for number in numbers}
-            _open_device(infos[place], on_it, opened, verify_reads, progress)
+            _open_device(infos[place], on_it, opened, verify_reads, beside_bytes, progress)
     except BaseException:
         for memory in opened.values():
             memory.close()
@@ -58,29 +62,34 @@ def _open_device(
     exports: Mapping[int, ExportSettings],
     opened: dict[int, Memory],
     verify_reads: bool,
+    beside_bytes: int,
     progress: Progress | None,
 ) -> None:
     sizes = [export.size for export in exports.values()]
     try:
-        granted = share(sizes, lambda: usable_bytes(info, progress, verify_reads=verify_reads))
+        granted = share(
+            sizes,
+            lambda: usable_bytes(info, progress, verify_reads=verify_reads, beside_bytes=beside_bytes),
+        )
     except ValueError as error:
         raise _too_large(info, str(error)) from None
     if sum(granted) > info.memory_bytes:
-        raise _too_large(
-            info, f"{format_bytes(sum(granted))} is more than its {format_bytes(info.memory_bytes)}"
-        )
+        asked, most = format_sizes(sum(granted), info.memory_bytes)
+        raise _too_large(info, f"{asked} is more than its {most}")
+    if info.type == CPU:
+        wanted = sum(granted) + (sum(map(checksum_bytes, granted)) if verify_reads else 0)
+        systemram.require_room(wanted, beside_bytes)
     device = OpenDevice(info)
     for (number, _), size_bytes in zip(exports.items(), granted, strict=True):
         if size_bytes > largest_export(device.maximum_allocation):
-            most = format_bytes(largest_export(device.maximum_allocation))
-            reason = f"{format_bytes(size_bytes)} is more than the {most} of 16 largest allocations"
-            raise _too_large(info, reason)
+            asked, most = format_sizes(size_bytes, largest_export(device.maximum_allocation))
+            raise _too_large(info, f"{asked} is more than the {most} of 16 largest allocations")
         try:
             arena_sizes = plan_arenas(size_bytes, device.maximum_allocation)
             opened[number] = OpenCLMemory(device, arena_sizes, progress, verify_reads=verify_reads)
         except DeviceError as error:
             raise _too_large(
-                info, f"{format_bytes(size_bytes)} cannot be allocated and written ({error})"
+                info, f"{format_size(size_bytes)} cannot be allocated and written ({error})"
             ) from None
 
 

@@ -7,11 +7,11 @@ touched. So it is tried: buffers are made and zeroed until the device refuses, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from ..units import Size, SizeKind
+from ..config.units import Size, SizeKind, format_size
+from . import systemram
 from .arenas import largest_export
 from .base import DeviceError, Progress
 from .devicechecksums import checksum_bytes
@@ -22,25 +22,30 @@ from .patterns import BLOCK_BYTES
 #: Kept free on a device: for what the runtime itself needs later, and for the screen.
 HEADROOM_BYTES = 256 << 20
 HEADROOM_SHARE = 0.03
-#: Of the memory that the host has available, this may become exports on CPU devices.
-CPU_SHARE = 0.5
 
 _UNIT = 65536
 _SMALLEST_PROBE_BYTES = 16 << 20
 _PROBES = 64
 
 
-def usable_bytes(info: DeviceInfo, progress: Progress | None = None, *, verify_reads: bool = False) -> int:
+def usable_bytes(
+    info: DeviceInfo,
+    progress: Progress | None = None,
+    *,
+    verify_reads: bool = False,
+    beside_bytes: int = 0,
+) -> int:
     """Bytes that exports on a device can have in all; on a GPU found by allocating and touching.
 
     Args:
         verify_reads: leave room for their checksums.
+        beside_bytes: system RAM that the server itself will take.
 
     Raises:
         DeviceError: the device cannot be used at all.
     """
     if info.type == CPU:
-        usable = int(min(info.memory_bytes, available_host_bytes()) * CPU_SHARE)
+        usable = systemram.usable_bytes(info.memory_bytes, beside_bytes)
     else:
         headroom = max(HEADROOM_BYTES, int(info.memory_bytes * HEADROOM_SHARE))
         usable = _touchable_bytes(info, info.memory_bytes, progress) - headroom
@@ -83,20 +88,6 @@ def _touchable_bytes(info: DeviceInfo, most: int, progress: Progress | None) -> 
     return touched
 
 
-def available_host_bytes() -> int:
-    """MemAvailable of /proc/meminfo, or what the cgroup's limit leaves if that is less."""
-    available = 0
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return min(available, max(0, int(limit) - used)) if limit.isdigit() else available
-
-
 def share(sizes: Sequence[Size], usable: Callable[[], int]) -> list[int]:
     """Bytes for each export of one device.
 
@@ -113,7 +104,7 @@ def share(sizes: Sequence[Size], usable: Callable[[], int]) -> list[int]:
     left = total - sum(granted)
     if left < 0:
         wanted = ", ".join(map(str, sizes))
-        raise ValueError(f"sizes {wanted} are together more than the {total} bytes there are")
+        raise ValueError(f"sizes {wanted} are together more than the {format_size(total)} there are")
     greedy = sum(size.kind is SizeKind.MAX for size in sizes)
     return [
         size.resolve(left // greedy, _UNIT) if size.kind is SizeKind.MAX else bytes_

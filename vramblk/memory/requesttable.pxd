@@ -1,12 +1,11 @@
 # C types of requesttable.py, for the compiler alone.
 cimport cython
+from vramblk.shared.descriptors cimport Columns
 
 cdef class RequestTable:
     cdef readonly Py_ssize_t requests
-    cdef unsigned int[:, ::1] _cells
+    cdef Columns _table
     cdef list _columns
 
-    @cython.locals(
-        cells=cython.uint[:, ::1], columns=cython.uint[:, ::1], row=Py_ssize_t, index=Py_ssize_t,
-    )
+    @cython.locals(columns=Columns)
     cpdef object add(self, Py_ssize_t filled, Py_ssize_t window, Py_ssize_t first, Py_ssize_t count)

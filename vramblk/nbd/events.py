@@ -18,7 +18,10 @@ class TlsPolicy(Enum):
 
 @dataclass(frozen=True)
 class ExportInfo:
-    """What negotiation tells about an export. Sizes are in bytes; strings obey "Conventions"."""
+    """What negotiation tells about an export. Sizes are in bytes; strings obey "Conventions".
+
+    default: the empty name may stand for it, if it is the first.
+    """
 
     name: str
     description: str
@@ -27,6 +30,7 @@ class ExportInfo:
     minimum_block: int = 1
     preferred_block: int = 4096
     maximum_payload: int = 32 << 20
+    default: bool = True
 
 
 @dataclass(frozen=True)

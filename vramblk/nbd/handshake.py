@@ -68,6 +68,8 @@ _CLIENT_FLAGS = struct.Struct(">I")
 _EXPORT_NAME_REPLY = struct.Struct(">QH")
 _EXPORT_NAME_ZEROES = bytes(124)
 _OPTION_CODES = frozenset(Option)
+#: Of a name that no export has; names are up to 4096 bytes long.
+_SHOWN_CHARACTERS = 64
 #: LIST_META_CONTEXT queries that find base:allocation, as no query at all does; in SET "base:" finds nothing.
 _LIST_QUERIES = frozenset({"base:", BASE_ALLOCATION})
 
@@ -122,9 +124,10 @@ class _Negotiated:
 class Handshake:
     """The server's side of one connection's negotiation.
 
-    exports: at least one, with distinct names; the empty name stands for the first.
+    exports: at least one, with distinct names; the empty name stands for the first if that is a default.
     flags: transmission flags per export, in the same order; what ``transmission_flags`` says if
         None. SEND_DF is left out where the client negotiated no reply chunks.
+    admit: asked before transmission begins on an export; gives why it is refused, or nothing.
 
     A method called in a state that has no place for it raises RuntimeError; input never does.
     """
@@ -134,14 +137,17 @@ class Handshake:
         exports: Sequence[ExportInfo],
         tls: TlsPolicy,
         flags: Sequence[TransmissionFlag] | None = None,
+        admit: Callable[[int], str] | None = None,
     ) -> None:
         if not exports:
             raise ValueError("a handshake needs at least one export")
         self._exports = tuple(exports)
         self._flags = tuple(flags if flags is not None else map(transmission_flags, exports))
         self._tls = tls
+        self._ask = admit
         self._index = {export.name: index for index, export in enumerate(self._exports)}
-        self._index[""] = 0
+        if self._exports[0].default:
+            self._index[""] = 0
         self._state = State.GREETING
         self._client_flags = ClientFlag(0)
         self._encrypted = False
@@ -272,7 +278,14 @@ class Handshake:
     def _find(self, name: str) -> int:
         index = self._index.get(name)
         if index is None:
-            raise options.Refusal(OptionReply.ERR_UNKNOWN, "no export of this name")
+            shown = name[:_SHOWN_CHARACTERS]
+            raise options.Refusal(OptionReply.ERR_UNKNOWN, f"no export of this name: {shown!r}")
+        return index
+
+    def _enter(self, name: str) -> int:
+        index = self._find(name)
+        if self._ask is not None and (reason := self._ask(index)):
+            raise options.Refusal(OptionReply.ERR_POLICY, reason)
         return index
 
     def _export_flags(self, index: int) -> TransmissionFlag:
@@ -293,7 +306,7 @@ class Handshake:
     def _export_name(self, option: Option, data: bytes) -> list[Event]:
         if self._negotiated.extended:
             raise options.Refusal(OptionReply.ERR_INVALID, "not allowed once extended headers are negotiated")
-        index = self._find(options.parse_string(data, "export name"))
+        index = self._enter(options.parse_string(data, "export name"))
         reply = _EXPORT_NAME_REPLY.pack(self._exports[index].size_bytes, self._export_flags(index))
         if not self._client_flags & ClientFlag.NO_ZEROES:
             reply += _EXPORT_NAME_ZEROES
@@ -316,7 +329,7 @@ class Handshake:
 
     def _info_or_go(self, option: Option, data: bytes) -> list[Event]:
         request = options.parse_info_request(data)
-        index = self._find(request.name)
+        index = self._enter(request.name) if option is Option.GO else self._find(request.name)
         export = self._exports[index]
         available = {
             InfoType.NAME: options.encode_info_string(InfoType.NAME, export.name),

@@ -1,28 +1,19 @@
-"""Runs of plain requests: taken out of a receive buffer, and acknowledged.
+"""Runs of plain requests, taken out of a receive buffer.
 
 At several hundred thousand requests a second nothing can be done per request in interpreted Python, and
 numpy costs more than it saves for the dozen requests that come at a time. So these loops are compiled
 (``runs.pxd`` gives the types); as plain Python they do the same, slower.
 
 Words are 32 bits wide and little-endian, as this machine reads them; what the protocol counts in is
-big-endian, so numbers are turned around.
+big-endian, so numbers are byte_swapped around.
 """
 
 from __future__ import annotations
 
 import struct
 
-from .constants import (
-    EXTENDED_REPLY_MAGIC,
-    EXTENDED_REQUEST_MAGIC,
-    REQUEST_MAGIC,
-    SIMPLE_REPLY_MAGIC,
-    STRUCTURED_REPLY_MAGIC,
-    Command,
-    CommandFlag,
-    ReplyFlag,
-    ReplyType,
-)
+from .constants import EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, Command, CommandFlag
+from .replyheaders import byte_swapped
 
 ALIGNMENT = 16
 #: Plain requests are at most this long, bytes.
@@ -34,11 +25,10 @@ LONGEST_READ_HEADER = 40
 #: The same once more as what the compiler may hold in a register.
 _ALIGNED, _LONGEST, _MOST, _HEADER = ALIGNMENT - 1, PLAIN_BYTES, RUN_REQUESTS, LONGEST_READ_HEADER
 _COOKIE = struct.Struct("<II")
-
-
-def turned(word: int) -> int:
-    """A 32-bit word with its bytes in the other order."""
-    return (word & 0xFF) << 24 | (word & 0xFF00) << 8 | (word >> 8 & 0xFF00) | word >> 24
+#: Requests may overlap if they share a block of this size, or two whose numbers agree in their last bits.
+_BLOCK_SHIFT = 12
+_STAMPS = 1 << 14
+_STAMP_MASK = _STAMPS - 1
 
 
 class Side:
@@ -72,6 +62,9 @@ class Plain:
     Plain is what needs no judgement: reads and writes (FUA or not) of aligned, small ranges within the
     export and within one arena, writes with their whole payload.
 
+    A run is executed with its writes first, in no order among themselves. So it ends before a write that
+    overlaps an earlier request of the run.
+
     Args:
         words: the buffer as 32-bit words.
         size_bytes, arena_bytes, read_only, run_bytes: as for ``transmission.Parser``.
@@ -79,6 +72,7 @@ class Plain:
     Attributes:
         reads, writes: what the last ``take`` has found.
         end: bytes; the position behind the last request that was taken.
+        runs: calls of ``take``, begun anew at 2^32; a block's stamp is the last that has met it.
     """
 
     def __init__(
@@ -99,13 +93,15 @@ class Plain:
         self._arena = arena_bytes if size_bytes > arena_bytes else 0
         self._run_bytes = run_bytes
         self._extended = extended
-        self._magic = turned(EXTENDED_REQUEST_MAGIC if extended else REQUEST_MAGIC)
+        self._stamps = memoryview(bytearray(4 * _STAMPS)).cast("I")
+        self.runs = 0
+        self._magic = byte_swapped(EXTENDED_REQUEST_MAGIC if extended else REQUEST_MAGIC)
         payload = CommandFlag.PAYLOAD_LEN if extended else 0
-        self._read = turned(Command.READ)
+        self._read = byte_swapped(Command.READ)
         self._write = self._write_fua = -1
         if not read_only:
-            self._write = turned(payload << 16 | Command.WRITE)
-            self._write_fua = turned((payload | CommandFlag.FUA) << 16 | Command.WRITE)
+            self._write = byte_swapped(payload << 16 | Command.WRITE)
+            self._write_fua = byte_swapped((payload | CommandFlag.FUA) << 16 | Command.WRITE)
 
     def take(self, position: int, have: int) -> int:
         """Take plain requests from buffer[position:have], of any mixture; their number.
@@ -119,6 +115,13 @@ class Plain:
         payload = writes.payload
         header = 32 if self._extended else 28
         budget = self._run_bytes
+        stamps = self._stamps
+        self.runs += 1
+        if self.runs >> 32:
+            for index in range(_STAMPS):
+                stamps[index] = 0
+            self.runs = 1
+        run = self.runs
         read_count = write_count = 0
         read_bytes = write_bytes = 0
         while read_count + write_count < _MOST and have - position >= header:
@@ -126,23 +129,27 @@ class Plain:
             kind = words[at + 1]
             if words[at] != self._magic:
                 break
-            offset = turned(words[at + 4])
-            offset = offset << 32 | turned(words[at + 5])
-            length = turned(words[at + 6])
+            offset = byte_swapped(words[at + 4])
+            offset = offset << 32 | byte_swapped(words[at + 5])
+            length = byte_swapped(words[at + 6])
             if self._extended:
                 if length:
                     break
-                length = turned(words[at + 7])
+                length = byte_swapped(words[at + 7])
             if length == 0 or length > _LONGEST or (offset | length) & _ALIGNED:
                 break
             if length > self._size or offset > self._size - length:
                 break
             if self._arena and offset // self._arena != (offset + length - 1) // self._arena:
                 break
+            first = offset >> _BLOCK_SHIFT
+            last = (offset + length - 1) >> _BLOCK_SHIFT
             if kind == self._read:
                 budget -= length + _HEADER
                 if budget < 0:
                     break
+                for block in range(first, last + 1):
+                    stamps[block & _STAMP_MASK] = run
                 read_offset[read_count] = offset
                 read_length[read_count] = length
                 read_cookie[2 * read_count] = words[at + 2]
@@ -154,6 +161,24 @@ class Plain:
                 budget -= _HEADER
                 if budget < 0 or have - position < header + length:
                     break
+                overlaps = False
+                for block in range(first, last + 1):
+                    if stamps[block & _STAMP_MASK] == run:
+                        overlaps = True
+                        break
+                if overlaps:
+                    overlaps = False
+                    end = offset + length
+                    for index in range(read_count):
+                        if read_offset[index] < end and offset < read_offset[index] + read_length[index]:
+                            overlaps = True
+                    for index in range(write_count):
+                        if write_offset[index] < end and offset < write_offset[index] + write_length[index]:
+                            overlaps = True
+                    if overlaps:
+                        break
+                for block in range(first, last + 1):
+                    stamps[block & _STAMP_MASK] = run
                 write_offset[write_count] = offset
                 write_length[write_count] = length
                 write_cookie[2 * write_count] = words[at + 2]
@@ -168,60 +193,3 @@ class Plain:
         writes.count, writes.total_bytes = write_count, write_bytes
         self.end = position
         return read_count + write_count
-
-
-_SIMPLE_MAGIC = turned(SIMPLE_REPLY_MAGIC)
-_EXTENDED_MAGIC = turned(EXTENDED_REPLY_MAGIC)
-_DONE_NONE = turned(ReplyFlag.DONE << 16 | ReplyType.NONE)
-
-
-def fill_done(words: memoryview, at: int, low: int, high: int, offset: int, extended: bool) -> None:
-    """Lay a reply of success without data from word ``at`` on, as ``ReplyFormat.done`` makes it.
-
-    ``low`` and ``high`` are the cookie's two words as they came.
-    """
-    words[at + 2] = low
-    words[at + 3] = high
-    if not extended:
-        words[at] = _SIMPLE_MAGIC
-        words[at + 1] = 0
-        return
-    words[at] = _EXTENDED_MAGIC
-    words[at + 1] = _DONE_NONE
-    words[at + 4] = turned(offset >> 32)
-    words[at + 5] = turned(offset & 0xFFFFFFFF)
-    words[at + 6] = 0
-    words[at + 7] = 0
-
-
-_STRUCTURED_MAGIC = turned(STRUCTURED_REPLY_MAGIC)
-_DONE_DATA = turned(ReplyFlag.DONE << 16 | ReplyType.OFFSET_DATA)
-
-
-def fill_read_header(words: memoryview, at: int, side: Side, header_bytes: int) -> None:
-    """Lay what stands before the data of the first read from word ``at`` on, as ``ReplyFormat.read_header``.
-
-    ``header_bytes`` is 16 for a simple, 28 for a structured, 40 for an extended reply.
-    """
-    offset = side.offset[0]
-    high, low, chunk = turned(offset >> 32), turned(offset & 0xFFFFFFFF), turned(side.length[0] + 8)
-    words[at + 2] = side.cookie[0]
-    words[at + 3] = side.cookie[1]
-    if header_bytes == 16:
-        words[at] = _SIMPLE_MAGIC
-        words[at + 1] = 0
-        return
-    words[at + 1] = _DONE_DATA
-    if header_bytes == 28:
-        words[at] = _STRUCTURED_MAGIC
-        words[at + 4] = chunk
-        words[at + 5] = high
-        words[at + 6] = low
-        return
-    words[at] = _EXTENDED_MAGIC
-    words[at + 4] = high
-    words[at + 5] = low
-    words[at + 6] = 0
-    words[at + 7] = chunk
-    words[at + 8] = high
-    words[at + 9] = low

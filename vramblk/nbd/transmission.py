@@ -20,7 +20,7 @@ from .runs import Plain
 LARGEST_DRAINED_PAYLOAD = (1 << 32) - 1
 
 #: Magic, flags and command are taken as one 64-bit number, the head.
-_HEADERS = {False: struct.Struct(">Q8sQI"), True: struct.Struct(">Q8sQQ")}
+HEADERS = {False: struct.Struct(">Q8sQI"), True: struct.Struct(">Q8sQQ")}
 
 #: Plain integers: flag enumerations cost microseconds where every request passes.
 _WRITE = int(Command.WRITE)
@@ -77,8 +77,8 @@ class Parser:
         self.extended = extended
         self._read_only = read_only
         self._magic = EXTENDED_REQUEST_MAGIC if extended else REQUEST_MAGIC
-        self._unpack = _HEADERS[extended].unpack_from
-        self.header_bytes = _HEADERS[extended].size
+        self._unpack = HEADERS[extended].unpack_from
+        self.header_bytes = HEADERS[extended].size
         self._plain = Plain(
             buffer.cast("I"),
             extended=extended,

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import random
-import select
 import threading
 import time
 from dataclasses import dataclass
 
-from ..shared.barrier import full_barrier
 from ..shared.context import Shared
+from ..shared.control import ControlWord
 from ..shared.counters import ERRNO_NAMES
+from ..shared.descriptors import ENTRIES, Op
+from ..shared.doorbell import worker_doorbell
 from ..shared.ring import SubmissionRing
-from ..shared.window import ENTRIES, Op, Word
+from ..shared.window import Word
+from . import threads
 
 READ_BYTES = 4096
 TIMEOUT_S = 2.0
 #: A result this old is still good, so that many askers cost one read a second.
 CACHED_S = 1.0
+#: Looks within one interval of a service manager's watchdog, and the longest pause between them.
+_WATCHDOG_LOOKS = 4
+_WATCHDOG_LONGEST_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class Outcome:
         problem: one line, empty if all was well.
         seconds: how long the engine took; None if it did not answer.
         at: monotonic time at its end, seconds.
+        busy: the engine did not come to it in time, but has executed other requests meanwhile.
     """
 
     problem: str
     seconds: float | None
     at: float
+    busy: bool = False
 
 
 class Canary:
@@ -42,8 +48,8 @@ class Canary:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._window = shared.canary
-        self._bell = shared.bells[-1]
-        self._ring = SubmissionRing(shared.canary, shared.engine_bell, shared.control)
+        self._doorbell = worker_doorbell(shared.canary, shared.doorbells[-1])
+        self._ring = SubmissionRing(shared.canary, shared.engine_doorbell, shared.control)
         self._lock = threading.Lock()
         self._outcome: Outcome | None = None
 
@@ -63,10 +69,11 @@ class Canary:
     def _fly(self) -> Outcome:
         """A read that an earlier flight left behind is waited for first: the engine may be only slow."""
         started = time.monotonic()
+        progress = self._progress()
         if not self._wait(self._ring.tail, started + TIMEOUT_S):
-            return Outcome(f"the engine has not answered for {TIMEOUT_S:g} s", None, time.monotonic())
+            return self._late(progress)
         self._drop_statuses()
-        exports = self._shared.control.geometry().get("exports", [])
+        exports = self._shared.control.export_table().get("exports", [])
         if not exports:
             return Outcome("the engine is still starting", None, time.monotonic())
         first = self._ring.tail
@@ -74,7 +81,7 @@ class Canary:
             self._push(index, int(export["size_bytes"]))
         self._ring.publish()
         if not self._wait(self._ring.tail, started + TIMEOUT_S):
-            return Outcome(f"the engine has not answered for {TIMEOUT_S:g} s", None, time.monotonic())
+            return self._late(progress)
         problem = ""
         if self._ring.failed():
             for number, export in enumerate(exports, start=first):
@@ -84,6 +91,15 @@ class Canary:
                     problem = f"a read of export {export['name']} fails with {name}"
         ended = time.monotonic()
         return Outcome(problem, ended - started, ended)
+
+    def _progress(self) -> int:
+        return self._shared.control.load(ControlWord.ENGINE_PROGRESS)
+
+    def _late(self, progress: int) -> Outcome:
+        """No answer in time: the engine is busy if it has executed anything meanwhile, or stands still."""
+        busy = self._progress() != progress
+        problem = "" if busy else f"the engine has not answered for {TIMEOUT_S:g} s"
+        return Outcome(problem, None, time.monotonic(), busy)
 
     def _push(self, index: int, size_bytes: int) -> None:
         length = min(READ_BYTES, size_bytes)
@@ -103,13 +119,27 @@ class Canary:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            self._window.store(Word.WORKER_SLEEPING, 1)
-            full_barrier()
-            if self._ring.done() < target:
-                select.select([self._bell], [], [], min(left, 0.2))
-            self._window.store(Word.WORKER_SLEEPING, 0)
-            try:
-                os.eventfd_read(self._bell)
-            except BlockingIOError:
-                pass
+            self._doorbell.wait(lambda: self._ring.done() >= target, min(left, 0.2))
         return True
+
+
+def publish_for_watchdog(canary: Canary, shared: Shared, interval_s: float) -> None:
+    """Look from now on, and publish since when the canary has not come back.
+
+    The supervisor, which feeds a service manager's watchdog, reads that.
+
+    Args:
+        interval_s: of the watchdog.
+    """
+    pause_s = min(interval_s / _WATCHDOG_LOOKS, _WATCHDOG_LONGEST_S)
+
+    def watch() -> None:
+        window = shared.canary  # the only one that this process may write
+        while True:
+            if not shared.control.export_table() or not canary.check(pause_s / 2).problem:
+                window.store(Word.CANARY_FAILED_NS, 0)
+            elif not window.load(Word.CANARY_FAILED_NS):
+                window.store(Word.CANARY_FAILED_NS, time.monotonic_ns())
+            time.sleep(pause_s)
+
+    threads.start(watch, "watchdog")

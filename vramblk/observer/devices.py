@@ -11,7 +11,7 @@ _EXPORT_KEYS = ("name", "size_bytes", "arena_bytes", "read_only", "mode")
 
 
 def export_of(entry: dict[str, Any]) -> dict[str, Any]:
-    """An export of the geometry as the status document shows it: its own keys, and its device apart."""
+    """An export of the export table as the status document shows it: its own keys, and its device apart."""
     return {**{key: entry.get(key) for key in _EXPORT_KEYS}, "device": device_of(entry)}
 
 

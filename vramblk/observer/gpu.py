@@ -6,13 +6,13 @@ of this happens in a thread of its own, and old readings are not shown.
 
 from __future__ import annotations
 
-import ctypes
 import re
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from . import threads
 
@@ -21,9 +21,7 @@ STALE_S = 20.0
 
 _SYSFS = Path("/sys/bus/pci/devices")
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE | re.ASCII)
-_NVML_SUCCESS = 0
-_TEMPERATURE_GPU = 0
-_CLOCKS = {"graphics": 0, "sm": 1, "memory": 2}  # nvmlClockType_t
+_CLOCKS = {"graphics": "NVML_CLOCK_GRAPHICS", "sm": "NVML_CLOCK_SM", "memory": "NVML_CLOCK_MEM"}
 
 
 @dataclass(frozen=True)
@@ -84,62 +82,54 @@ def canonical(address: str) -> str | None:
     return f"{int(domain or '0', 16):04x}:{bus}:{device}.{function}".lower()
 
 
-class _Memory(ctypes.Structure):
-    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
-
-
-class _Utilization(ctypes.Structure):
-    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
-
-
 class Nvml:
-    """The few calls of NVIDIA's management library that are needed here (nvml.h)."""
+    """The calls of NVIDIA's management library that are needed here, through nvidia-ml-py."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: Any) -> None:
         self._library = library
 
     @classmethod
     def open(cls) -> Nvml | None:
-        """NVML, or None where there is none."""
+        """NVML, or None where there is none. The module takes 2 MiB, so it is imported only here."""
+        import pynvml
+
         try:
-            library = ctypes.CDLL("libnvidia-ml.so.1")
-            return cls(library) if library.nvmlInit_v2() == _NVML_SUCCESS else None
-        except (OSError, AttributeError):
+            pynvml.nvmlInit()
+        except pynvml.NVMLError:
             return None
+        return cls(pynvml)
 
     def read(self, address: str) -> Reading | None:
         """A reading of the GPU at a PCI address, None if NVML does not know it."""
-        handle = ctypes.c_void_p()
-        if not self._ask("nvmlDeviceGetHandleByPciBusId_v2", address.encode(), ctypes.byref(handle)):
+        library = self._library
+        handle = self._ask(library.nvmlDeviceGetHandleByPciBusId, address)
+        if handle is None:
             return None
-        memory, utilization = _Memory(), _Utilization()
-        has_memory = self._ask("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
-        has_utilization = self._ask("nvmlDeviceGetUtilizationRates", handle, ctypes.byref(utilization))
-        temperature = self._number("nvmlDeviceGetTemperature", handle, _TEMPERATURE_GPU)
-        power = self._number("nvmlDeviceGetPowerUsage", handle)
+        memory = self._ask(library.nvmlDeviceGetMemoryInfo, handle)
+        utilization = self._ask(library.nvmlDeviceGetUtilizationRates, handle)
+        power = self._ask(library.nvmlDeviceGetPowerUsage, handle)
         clocks = {
-            name: self._number("nvmlDeviceGetClockInfo", handle, kind) for name, kind in _CLOCKS.items()
+            name: self._ask(library.nvmlDeviceGetClockInfo, handle, getattr(library, kind))
+            for name, kind in _CLOCKS.items()
         }
         return Reading(
             pci=address,
-            memory_total_bytes=memory.total if has_memory else None,
-            memory_used_bytes=memory.used if has_memory else None,
-            temperature_celsius=temperature,
+            memory_total_bytes=None if memory is None else memory.total,
+            memory_used_bytes=None if memory is None else memory.used,
+            temperature_celsius=self._ask(
+                library.nvmlDeviceGetTemperature, handle, library.NVML_TEMPERATURE_GPU
+            ),
             power_watts=None if power is None else power / 1000,
-            utilization=utilization.gpu / 100 if has_utilization else None,
+            utilization=None if utilization is None else utilization.gpu / 100,
             clocks={name: value * 1_000_000 for name, value in clocks.items() if value is not None},
         )
 
-    def _number(self, name: str, handle: ctypes.c_void_p, *arguments: int) -> int | None:
-        value = ctypes.c_uint()
-        found = self._ask(name, handle, *(ctypes.c_int(each) for each in arguments), ctypes.byref(value))
-        return value.value if found else None
-
-    def _ask(self, name: str, *arguments: object) -> bool:
+    def _ask(self, function: Callable[..., Any], *arguments: object) -> Any:
+        """What a function tells, or None if this GPU or this driver does not."""
         try:
-            return bool(getattr(self._library, name)(*arguments) == _NVML_SUCCESS)
-        except AttributeError:
-            return False  # an older library
+            return function(*arguments)
+        except self._library.NVMLError:
+            return None
 
 
 def _amd(address: str, root: Path = _SYSFS) -> Reading | None:

@@ -11,22 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..shared.window import COLUMNS, ENTRIES, ENTRY_BYTES, Op, Window, Word
+from ..shared.descriptors import COLUMNS, ENTRIES, ENTRY_FIELDS, Cells, Op, places
+from ..shared.window import Window, Word
 
 CELLS = 512
 #: Heat that is left after a second: half of it is gone after seven.
 _DECAY = 0.9
 #: Entries looked at in one window each second, the youngest.
 _MOST = 256
-
-_ENTRY = np.dtype(
-    {
-        "names": ["op", "export", "first", "count", "offset", "length"],
-        "formats": ["<u4", "<u4", "<u4", "<u4", "<u8", "<u8"],
-        "offsets": [0, 4, 8, 12, 32, 40],
-        "itemsize": ENTRY_BYTES,
-    }
-)
+#: Of them together in one step; those of a faulty worker may name all columns, each of them.
+_AT_ONCE = 64
+_GATHER, _SCATTER, _COPY_OUT, _COPY_IN = map(int, (Op.GATHER, Op.SCATTER, Op.COPY_OUT, Op.COPY_IN))
 
 
 class Heat:
@@ -47,8 +42,10 @@ class Heat:
             tail = window.load(Word.TAIL)
             fresh = min(tail - self._seen[position], _MOST) if tail >= self._seen[position] else 0
             self._seen[position] = tail
-            if fresh:
-                self._look(window, np.arange(tail - fresh, tail) % ENTRIES, sizes)
+            oldest = (tail - fresh) % ENTRIES  # reduced first: a faulty worker's tail fits into no array
+            for begin in range(0, fresh, _AT_ONCE):
+                numbers = oldest + np.arange(begin, min(begin + _AT_ONCE, fresh))
+                self._look(window, numbers % ENTRIES, sizes)
 
     def levels(self, export: int) -> list[int]:
         """0 (cold) to 9 (the hottest of this export), one for each cell, on a scale of logarithms."""
@@ -62,23 +59,21 @@ class Heat:
         return found
 
     def _look(self, window: Window, slots: npt.NDArray[np.int64], sizes: Sequence[tuple[int, int]]) -> None:
-        entries = np.frombuffer(window.entries, _ENTRY, ENTRIES)[slots]
-        for entry in entries:
-            export, op = int(entry["export"]), int(entry["op"])
-            if export >= len(sizes):
-                continue
-            size, arena = sizes[export]
-            if op in (Op.GATHER, Op.SCATTER):
-                first, count = int(entry["first"]), int(entry["count"])
-                if first + count > COLUMNS:
-                    continue
-                place, _, shape = window.columns[:3, first : first + count].astype(np.int64)
-                offsets = (shape >> 24 & 0xF) * arena + place * 16
-                lengths = (shape & 0xFFFF) * 16
-            elif op in (Op.COPY_OUT, Op.COPY_IN):
-                offsets, lengths = np.array([int(entry["offset"])]), np.array([int(entry["length"])])
-            else:
-                continue
-            cells = offsets * CELLS // size
-            good = (cells >= 0) & (cells < CELLS)
-            np.add.at(self._rows[export], cells[good], lengths[good])
+        entries = np.frombuffer(window.entries, ENTRY_FIELDS, ENTRIES)[slots]
+        for export, (size, arena) in enumerate(sizes):
+            of_export = entries[entries["export"] == export]
+            op = of_export["op"]
+            if (runs := of_export[(op == _GATHER) | (op == _SCATTER)]).size:
+                first, count = runs["first"].astype(np.int64), runs["count"].astype(np.int64)
+                sane = first + count <= COLUMNS
+                first, count = first[sane], count[sane]
+                # The columns of all runs, one run behind the other.
+                columns = np.repeat(first - np.cumsum(count) + count, count) + np.arange(count.sum())
+                self._add(export, size, *places(window.columns[:, columns], arena))
+            if (copies := of_export[(op == _COPY_OUT) | (op == _COPY_IN)]).size:
+                self._add(export, size, copies["offset"].astype(np.int64), copies["length"].astype(np.int64))
+
+    def _add(self, export: int, size: int, offsets: Cells, lengths: Cells) -> None:
+        cells = offsets * CELLS // size
+        good = (cells >= 0) & (cells < CELLS)
+        np.add.at(self._rows[export], cells[good], lengths[good])

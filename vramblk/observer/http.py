@@ -3,7 +3,7 @@
 Each connection is one request, served by a thread of its own under deadlines for reading and for
 writing. Each listener has places of its own; when they are full the oldest connection is closed,
 so clients that connect and stay silent keep out nobody, and a crowd on TCP does not touch the
-status socket. What is not plain GET or HEAD in the strict grammar of RFC 9112 is refused.
+status socket. The grammar is h11's; what is not plain GET or HEAD is refused.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from .. import logs
+import h11
+
+from ..system import logs
 from . import threads
 
 READ_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 10.0
+#: A longer head is refused, once the chunk that made it longer has been received.
 HEAD_BYTES = 16 << 10
 PLACES = 24
+_CHUNK_BYTES = 4096
 #: Connections taken at a time; the other listener, and the end of the server, have their turn in between.
 _ACCEPTS = 16
 #: Threads of one listener; a closed connection's may still wait for the engine's answer.
 _MOST_THREADS = 4 * PLACES
 
-_TARGET = re.compile(r"/[\x21-\x7e]*", re.ASCII)
-#: Blanks around a value are stripped afterwards: in the pattern a line of them would take hours to fail.
-_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\x20-\x7e\x80-\xff\t]*)", re.ASCII)
-_VERSIONS = ("HTTP/1.1", "HTTP/1.0")
+_TARGET = re.compile(rb"/[\x21-\x7e]*")
+_METHOD = re.compile(rb"[A-Z]{1,16}")
+_VERSIONS = (b"1.1", b"1.0")
 
 
 @dataclass(frozen=True)
@@ -146,8 +149,9 @@ class Listener:
             self._forget(connection)
 
     def _exchange(self, sock: socket.socket) -> None:
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
         try:
-            request = _read_request(sock, self._local, self._name)
+            request = _read_request(http, sock, self._local, self._name)
         except BadRequest as error:
             response, method = plain(error.status, str(error)), "GET"
         else:
@@ -156,12 +160,14 @@ class Listener:
             method = request.method
             try:
                 response = self._handler(request)
+            except BadRequest as error:
+                response = plain(error.status, str(error))
             except Exception:
                 logs.limited(
                     logs.get(), "observer_request_failed", level="error", path=request.path, exc_info=True
                 )
                 response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "the observer failed; the log says how")
-        _send(sock, _encode(response, method))
+        _send(sock, _encode(http, response, method))
         sock.shutdown(socket.SHUT_WR)
         # Closing with unread input would reset the connection and could take the response with it.
         sock.settimeout(0.5)
@@ -175,58 +181,57 @@ def plain(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = Non
     return Response(status, text.encode() + b"\n", headers=headers or {})
 
 
-def _read_request(sock: socket.socket, local: bool, listener: object) -> Request | None:
-    """The request, or None if the client left without one."""
+def _read_request(
+    http: h11.Connection, sock: socket.socket, local: bool, listener: object
+) -> Request | None:
+    """The request, or None if the client left without one.
+
+    Raises:
+        BadRequest: with the status to answer.
+    """
     deadline = time.monotonic() + READ_TIMEOUT_S
-    data = b""
-    while b"\r\n\r\n" not in data:
+    while True:
+        try:
+            event = http.next_event()
+        except h11.RemoteProtocolError as error:
+            raise BadRequest(HTTPStatus(error.error_status_hint), f"not an HTTP request: {error}") from None
+        if isinstance(event, h11.Request):
+            return _plain_request(event, local, listener)
+        if event is not h11.NEED_DATA:
+            return None
         left = deadline - time.monotonic()
         if left <= 0:
             raise BadRequest(HTTPStatus.REQUEST_TIMEOUT, "the request took too long")
         sock.settimeout(left)
         try:
-            chunk = sock.recv(HEAD_BYTES)
+            chunk = sock.recv(_CHUNK_BYTES)
         except TimeoutError:
             continue
         if not chunk:
             return None
-        data += chunk
-        if len(data.partition(b"\r\n\r\n")[0]) > HEAD_BYTES:
-            raise BadRequest(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request head is too long")
-    head = data.partition(b"\r\n\r\n")[0]
-    return parse_request(head, local, listener)
+        http.receive_data(chunk)
 
 
-def parse_request(head: bytes, local: bool = False, listener: object = None) -> Request:
-    """A request from its head without the final empty line.
+def _plain_request(event: h11.Request, local: bool, listener: object) -> Request:
+    """What h11 has parsed, if it is one of the requests that are served here.
 
     Raises:
         BadRequest: with the status to answer.
     """
-    line, *fields = head.split(b"\r\n")
-    try:
-        method, target, version = line.decode("ascii").split(" ")
-    except ValueError:
-        raise BadRequest(HTTPStatus.BAD_REQUEST, "not an HTTP request") from None
-    if version not in _VERSIONS:
+    if event.http_version not in _VERSIONS:
         raise BadRequest(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "HTTP/1.1 or HTTP/1.0")
-    if not re.fullmatch(r"[A-Z]{1,16}", method):
+    if not _METHOD.fullmatch(event.method):
         raise BadRequest(HTTPStatus.BAD_REQUEST, "not a method")
-    if method not in ("GET", "HEAD"):
+    if event.method not in (b"GET", b"HEAD"):
         raise BadRequest(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD: nothing here changes anything")
-    if not _TARGET.fullmatch(target):
+    if not _TARGET.fullmatch(event.target):
         raise BadRequest(HTTPStatus.BAD_REQUEST, "not a path")
-    headers: dict[str, str] = {}
-    for entry in fields:
-        match = _FIELD.fullmatch(entry)
-        if match is None:
-            raise BadRequest(HTTPStatus.BAD_REQUEST, "not a header field")
-        headers[match[1].decode().lower()] = match[2].strip(b" \t").decode("latin-1")
-    path, _, query = target.partition("?")
-    return Request(method, path, query, headers, local, listener)
+    headers = {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers}
+    path, _, query = event.target.decode("ascii").partition("?")
+    return Request(event.method.decode("ascii"), path, query, headers, local, listener)
 
 
-def _encode(response: Response, method: str) -> bytes:
+def _encode(http: h11.Connection, response: Response, method: str) -> bytes:
     fields = {
         "Content-Type": response.content_type,
         "Content-Length": str(len(response.body)),
@@ -239,9 +244,13 @@ def _encode(response: Response, method: str) -> bytes:
     }
     if response.status is HTTPStatus.METHOD_NOT_ALLOWED:
         fields["Allow"] = "GET, HEAD"
-    head = f"HTTP/1.1 {response.status.value} {response.status.phrase}\r\n"
-    head += "".join(f"{name}: {value}\r\n" for name, value in fields.items()) + "\r\n"
-    return head.encode("latin-1") + (b"" if method == "HEAD" else response.body)
+    head = h11.Response(
+        status_code=response.status.value,
+        reason=response.status.phrase,
+        headers=[(name.encode("ascii"), value.encode("latin-1")) for name, value in fields.items()],
+    )
+    encoded = http.send(head) or b""
+    return encoded if method == "HEAD" else encoded + (http.send(h11.Data(data=response.body)) or b"")
 
 
 def _send(sock: socket.socket, data: bytes) -> None:

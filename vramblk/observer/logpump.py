@@ -11,6 +11,7 @@ from . import threads
 
 _CHUNK = 1 << 16
 _POLL_MS = 200
+_FULL_MS = 1000
 
 
 class LogPump:
@@ -58,7 +59,9 @@ class LogPump:
                 rest = rest[os.write(self._target, rest) :]
             except BlockingIOError:
                 # A terminal that another program has made non-blocking.
-                select.select([], [self._target], [], 1.0)
+                room = select.poll()
+                room.register(self._target, select.POLLOUT)
+                room.poll(_FULL_MS)
             except OSError as error:
                 # A full disk may have room again; a reader that is gone does not come back.
                 self._broken = error.errno in (errno.EPIPE, errno.EBADF)

@@ -41,7 +41,8 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo(
         "vramblk_request_seconds",
         HISTOGRAM,
-        "Time from a request's receipt to its reply being handed to the socket.",
+        "Time from a request's receipt to its reply being handed to the socket. Requests of a local client"
+        " that the engine answers together count from the first one's receipt: none took longer.",
         ("op",),
     ),
     MetricInfo("vramblk_batch_requests", HISTOGRAM, "Requests that the engine executed together."),
@@ -52,7 +53,9 @@ METRICS: tuple[MetricInfo, ...] = (
         "vramblk_connections_refused_total", COUNTER, "Connections closed because all places were taken."
     ),
     MetricInfo(
-        "vramblk_negotiations_failed_total", COUNTER, "Connections that ended in a failed negotiation."
+        "vramblk_negotiations_failed_total",
+        COUNTER,
+        "Connections that ended in a failed or refused negotiation.",
     ),
     MetricInfo(
         "vramblk_connection_requests_total",
@@ -105,6 +108,9 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("vramblk_device_lost", GAUGE, "Exports whose device is lost."),
     MetricInfo("vramblk_checksum_mismatches_total", COUNTER, "Blocks that did not hold what was written."),
     MetricInfo(
+        "vramblk_internal_errors_total", COUNTER, "Errors of the program itself, logged with a traceback."
+    ),
+    MetricInfo(
         "vramblk_healthy", GAUGE, "1 if the server is well; the same as /healthz, at most five seconds older."
     ),
     MetricInfo(
@@ -116,6 +122,13 @@ METRICS: tuple[MetricInfo, ...] = (
     ),
     MetricInfo("vramblk_state", GAUGE, "1 for the state that the server is in.", ("state",)),
     MetricInfo("vramblk_swap_mode", GAUGE, "1 in swap mode."),
+    MetricInfo(
+        "vramblk_tls_certificate_seconds_left",
+        GAUGE,
+        "Time until the first TLS certificate in use ends; negative after that.",
+        (),
+        "with --tls-certificates",
+    ),
     MetricInfo(
         "vramblk_uptime_seconds", GAUGE, "Time since the server became ready.", (), "once it is ready"
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -13,21 +13,21 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from .. import __version__
-from ..hostmemory import min_free_bytes
 from ..shared.context import Shared
 from ..shared.control import ControlWord, State
 from ..shared.counters import BATCH_BOUNDS, ERRNO_NAMES, LATENCY_BOUNDS_NS, OPS
-from ..shared.window import Word
+from ..swap.hostmemory import min_free_bytes
+from ..system import proc
 from . import processes
 from .canary import Canary
 from .devices import KEYS, device_of, label
-from .figures import Totals, queued, read_totals
 from .gpu import GpuWatch
-from .health import OLD_S, Physician
+from .health import OLD_S, HealthCheck
 from .metriclist import BY_NAME, COUNTER
 from .preconditions import preconditions
 from .sampler import Sampler
 from .status import dropped_log_lines, locked_bytes, open_windows
+from .totals import Totals, open_connections, queued, read_totals
 from .writtenbytes import Written
 
 Values = Iterable[tuple[Sequence[str], float]]
@@ -41,14 +41,14 @@ class Metrics(Collector):
         shared: Shared,
         sampler: Sampler,
         canary: Canary,
-        physician: Physician,
+        health_check: HealthCheck,
         gpus: GpuWatch,
         written: Written,
     ) -> None:
         self._shared = shared
         self._sampler = sampler
         self._canary = canary
-        self._physician = physician
+        self._health_check = health_check
         self._gpus = gpus
         self._written = written
         self._registry = CollectorRegistry(auto_describe=False)
@@ -66,7 +66,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """All metrics of the table that have a value now."""
         shared = self._shared
-        totals = read_totals(shared.worker_windows)
+        totals = read_totals(shared.client_windows)
         running = processes.processes(shared)
         yield from self._requests(totals)
         yield from self._connections(totals)
@@ -111,18 +111,19 @@ class Metrics(Collector):
     def _connections(self, totals: Totals) -> Iterator[Metric]:
         shared = self._shared
         windows = open_windows(shared)
-        yield _one("vramblk_connections", sum(window.load(Word.CONNECTIONS) for window in windows))
-        yield _one("vramblk_connections_limit", shared.settings.max_connections)
+        yield _one("vramblk_connections", sum(map(open_connections, windows)))
+        yield _one("vramblk_connections_limit", shared.connection_limit)
         yield _one("vramblk_connections_opened_total", totals.scalars["connections_opened"])
         yield _one("vramblk_connections_refused_total", shared.control.load(ControlWord.CONNECTIONS_REFUSED))
         yield _one("vramblk_negotiations_failed_total", totals.scalars["negotiations_failed"])
         exports = shared.settings.exports
-        rows = [
-            ((str(each.id), each.peer, exports[each.export].name), each)
+        by_labels = {  # no two samples may have the same, whatever a faulty worker writes
+            (str(each.id), each.peer, exports[each.export].name): each
             for window in windows
             for each in window.connections()
             if 0 <= each.export < len(exports)
-        ]
+        }
+        rows = list(by_labels.items())
         yield _simple("vramblk_connection_requests_total", ((labels, each.requests) for labels, each in rows))
         yield _simple(
             "vramblk_connection_received_bytes_total",
@@ -133,7 +134,7 @@ class Metrics(Collector):
         )
 
     def _exports(self) -> Iterator[Metric]:
-        exports: list[dict[str, Any]] = self._shared.control.geometry().get("exports", [])
+        exports: list[dict[str, Any]] = self._shared.control.export_table().get("exports", [])
         yield _simple(
             "vramblk_export_size_bytes", (((each["name"],), each["size_bytes"]) for each in exports)
         )
@@ -155,23 +156,27 @@ class Metrics(Collector):
         yield _one("vramblk_engine_batches_total", counters.scalar("batches"))
         yield _one("vramblk_engine_busy_seconds_total", counters.scalar("busy_ns") / 1e9)
         yield _one("vramblk_engine_sleeps_total", counters.scalar("sleeps"))
-        yield _one("vramblk_queue_depth", sum(queued(window) for window in self._shared.worker_windows))
+        yield _one("vramblk_queue_depth", sum(queued(window) for window in self._shared.client_windows))
         yield _one("vramblk_device_errors_total", counters.scalar("device_errors"))
         yield _one("vramblk_device_lost", counters.scalar("device_lost"))
         yield _one("vramblk_checksum_mismatches_total", counters.scalar("checksum_mismatches"))
 
     def _workers(self, totals: Totals) -> Iterator[Metric]:
+        engine_errors = self._shared.control.engine_counters.scalar("internal_errors")
+        yield _one("vramblk_internal_errors_total", engine_errors + totals.scalars["internal_errors"])
         for name in ("copied_bytes", "receives", "sends", "entries", "doorbells", "sleeps"):
             yield _one(f"vramblk_worker_{name}_total", totals.scalars[name])
         yield _one("vramblk_worker_restarts_total", self._shared.control.load(ControlWord.WORKER_RESTARTS))
         yield _one("vramblk_workers_lost", self._shared.control.load(ControlWord.WORKERS_LOST))
 
-    def _server(self, totals: Totals, running: Sequence[processes.Process]) -> Iterator[Metric]:
+    def _server(self, totals: Totals, running: Mapping[str, proc.Process]) -> Iterator[Metric]:
         shared = self._shared
         state = shared.control.state
         yield _simple("vramblk_state", (((each.name.lower(),), each is state) for each in State))
         yield _one("vramblk_swap_mode", shared.settings.mode == "swap")
-        yield _one("vramblk_healthy", self._physician.examine(OLD_S).ok)
+        if until_s := shared.control.load(ControlWord.CERTIFICATE_UNTIL_S):
+            yield _one("vramblk_tls_certificate_seconds_left", until_s - time.time())
+        yield _one("vramblk_healthy", self._health_check.examine(OLD_S).ok)
         outcome = self._canary.last()
         if outcome is not None and outcome.seconds is not None:
             yield _one("vramblk_canary_seconds", outcome.seconds)
@@ -179,19 +184,27 @@ class Metrics(Collector):
             yield _one("vramblk_uptime_seconds", max(0.0, (time.monotonic_ns() - ready_ns) / 1e9))
         yield _one("vramblk_locked_bytes", locked_bytes(shared, running))
         yield _simple(
-            "vramblk_process_resident_bytes", (((each.role,), each.resident_bytes) for each in running)
+            "vramblk_process_resident_bytes",
+            (((role,), each.resident_bytes) for role, each in running.items()),
         )
-        yield _simple("vramblk_process_locked_bytes", (((each.role,), each.locked_bytes) for each in running))
-        yield _simple("vramblk_process_threads", (((each.role,), each.threads) for each in running))
+        yield _simple(
+            "vramblk_process_locked_bytes", (((role,), each.locked_bytes) for role, each in running.items())
+        )
+        yield _simple(
+            "vramblk_process_threads", (((role,), len(each.threads)) for role, each in running.items())
+        )
         faults = self._sampler.major_faults
         yield _simple(
             "vramblk_process_major_faults",
-            (((each.role,), each.major_faults - faults.get(each.pid, each.major_faults)) for each in running),
+            (
+                ((role,), each.major_faults - faults.get(each.pid, each.major_faults))
+                for role, each in running.items()
+            ),
         )
         yield _one("vramblk_dropped_log_lines_total", dropped_log_lines(shared, totals))
         yield _simple("vramblk_build_info", (((__version__,), 1),))
 
-    def _host(self, running: Sequence[processes.Process]) -> Iterator[Metric]:
+    def _host(self, running: Mapping[str, proc.Process]) -> Iterator[Metric]:
         settings = self._shared.settings
         min_free = min_free_bytes()
         if min_free is not None:
@@ -199,7 +212,7 @@ class Metrics(Collector):
         if settings.mode != "swap":
             return
         locked = locked_bytes(self._shared, running)
-        conditions = preconditions(settings, running, self._shared.control.geometry(), locked)
+        conditions = preconditions(settings, running, self._shared.control.export_table(), locked)
         yield _simple("vramblk_swap_precondition", (((each.name,), each.ok) for each in conditions))
         swaps = processes.swap_devices()
         yield _simple("vramblk_host_swap_size_bytes", (((each.device,), each.size_bytes) for each in swaps))

@@ -14,15 +14,17 @@ from http import HTTPStatus
 from importlib import resources
 from urllib.parse import parse_qs
 
-from ..settings import Settings
-from .health import Health, Physician
-from .http import Request, Response, plain
+from ..config.settings import Settings
+from .health import Health, HealthCheck
+from .http import BadRequest, Request, Response, plain
 from .metrics import Metrics
 from .sampler import Sampler
 from .status import StatusDocument
 from .writtenbytes import Written
 
 _OPEN_TO_ALL = ("/healthz", "/readyz")
+#: Of a query.
+_MOST_FIELDS = 8
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
 
@@ -35,22 +37,22 @@ class Pages:
         settings: Settings,
         metrics: Metrics,
         document: StatusDocument,
-        physician: Physician,
+        health_check: HealthCheck,
         sampler: Sampler,
         written: Written,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._document = document
-        self._physician = physician
+        self._health_check = health_check
         self._sampler = sampler
         self._written = written
         self._page = load_page()
         self._routes: dict[str, Callable[[Request], Response]] = {
             "/": lambda _: self._page,
             "/metrics": self._answer_metrics,
-            "/healthz": lambda _: _line(self._physician.examine()),
-            "/readyz": lambda _: _line(self._physician.ready()),
+            "/healthz": lambda _: _line(self._health_check.examine()),
+            "/readyz": lambda _: _line(self._health_check.ready()),
             "/status.json": lambda _: _json(self._document.build()),
             "/history.json": self._answer_history,
             "/map.json": self._answer_map,
@@ -58,31 +60,12 @@ class Pages:
 
     def __call__(self, request: Request) -> Response:
         """The response to a request."""
-        if not request.local:
-            if not _host_allowed(request):
-                return plain(HTTPStatus.FORBIDDEN, "ask for localhost: this address answers to no other name")
-            if request.path not in _OPEN_TO_ALL and not self._token_given(request):
-                return _unauthorized(request)
+        if (refused := refusal(request, self._settings.metrics_token)) is not None:
+            return refused
         route = self._routes.get(request.path)
         if route is None:
             return plain(HTTPStatus.NOT_FOUND, f"there are only {', '.join(self._routes)}")
         return route(request)
-
-    def _token_given(self, request: Request) -> bool:
-        """Whether the request carries the token, as a bearer token or, for browsers, as a password."""
-        wanted = self._settings.metrics_token
-        if wanted is None:
-            return True
-        scheme, _, value = request.headers.get("authorization", "").partition(" ")
-        value = value.strip()
-        if scheme.lower() == "basic":
-            try:
-                value = base64.b64decode(value, validate=True).decode("latin-1").partition(":")[2]
-            except (binascii.Error, ValueError):
-                return False
-        elif scheme.lower() != "bearer":
-            return False
-        return hmac.compare_digest(value.encode("latin-1", "replace"), wanted.encode())
 
     def _answer_metrics(self, request: Request) -> Response:
         body, content_type = self._metrics.expose(request.headers.get("accept", ""))
@@ -98,6 +81,31 @@ class Pages:
                 HTTPStatus.NOT_FOUND, f"there are {len(self._settings.exports)} exports, counted from 0"
             )
         return _json(self._written.cells(export, self._sampler))
+
+
+def refusal(request: Request, token: str | None) -> Response | None:
+    """Why a request over TCP is not answered; None if it is, as everything over a Unix socket."""
+    if request.local:
+        return None
+    if not _host_allowed(request):
+        return plain(HTTPStatus.FORBIDDEN, "ask for localhost: this address answers to no other name")
+    if request.path not in _OPEN_TO_ALL and token is not None and not _token_given(request, token):
+        return _unauthorized(request)
+    return None
+
+
+def _token_given(request: Request, wanted: str) -> bool:
+    """Whether the request carries the token, as a bearer token or, for browsers, as a password."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    value = value.strip()
+    if scheme.lower() == "basic":
+        try:
+            value = base64.b64decode(value, validate=True).decode("latin-1").partition(":")[2]
+        except (binascii.Error, ValueError):
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(value.encode("latin-1", "replace"), wanted.encode())
 
 
 def load_page() -> Response:
@@ -144,7 +152,11 @@ def _unauthorized(request: Request) -> Response:
 
 
 def _number(request: Request, name: str) -> int:
-    text = parse_qs(request.query, max_num_fields=8).get(name, ["0"])[-1]
+    try:
+        fields = parse_qs(request.query, max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise BadRequest(HTTPStatus.BAD_REQUEST, f"the query has more than {_MOST_FIELDS} fields") from None
+    text = fields.get(name, ["0"])[-1]
     return int(text) if re.fullmatch(r"\d{1,12}", text, re.ASCII) else 0
 
 

@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import select
 import socket
+from collections.abc import Mapping
 
 from ..shared.context import Shared
-from .canary import Canary
+from .canary import Canary, publish_for_watchdog
 from .devices import device_of
 from .gpu import GpuWatch
-from .health import Physician
+from .health import HealthCheck
 from .http import Listener
 from .logpump import LogPump
 from .metrics import Metrics
 from .pages import Pages
 from .sampler import Sampler
+from .socketfiles import SocketFiles
+from .stall import StallWatch
 from .status import StatusDocument
 from .writtenbytes import Written
 
 _TICK_S = 1.0
 
 
-def run(shared: Shared, log_read_fd: int, listeners: list[socket.socket], supervisor: socket.socket) -> int:
+def run(
+    shared: Shared,
+    log_read_fd: int,
+    listeners: list[socket.socket],
+    supervisor: socket.socket,
+    files: Mapping[str, tuple[int, int]],
+    watchdog_s: float | None = None,
+) -> int:
     """Serve every listener and pump the log until ``supervisor`` is at its end.
 
     Args:
         log_read_fd: read end of the pipe into which all processes write their log lines.
         listeners: listening sockets, Unix or TCP.
+        files: the files of all Unix sockets, each with device and inode.
+        watchdog_s: the interval of a service manager's watchdog, None without one.
         supervisor: its other end closes when the observer is to go, or when the supervisor has died.
 
     Returns:
@@ -34,21 +46,30 @@ def run(shared: Shared, log_read_fd: int, listeners: list[socket.socket], superv
     """
     pump = LogPump(log_read_fd)
     canary = Canary(shared)
-    sampler = Sampler(shared)
-    physician = Physician(shared, canary, sampler)
+    stalls = StallWatch(shared)
+    sampler = Sampler(shared, stalls)
+    socket_files = SocketFiles(shared.control, files)
+    health_check = HealthCheck(shared, canary, sampler, stalls, socket_files)
     gpus = GpuWatch()
     written = Written(shared)
-    metrics = Metrics(shared, sampler, canary, physician, gpus, written)
-    document = StatusDocument(shared, sampler, physician, gpus, written)
-    pages = Pages(shared.settings, metrics, document, physician, sampler, written)
+    metrics = Metrics(shared, sampler, canary, health_check, gpus, written)
+    document = StatusDocument(shared, sampler, health_check, gpus, written, socket_files)
+    pages = Pages(shared.settings, metrics, document, health_check, sampler, written)
     sampler.start()
-    _accept_until_end([Listener(sock, pages) for sock in listeners], supervisor, shared, gpus)
+    if watchdog_s is not None:
+        publish_for_watchdog(canary, shared, watchdog_s)
+    _accept_until_end([Listener(sock, pages) for sock in listeners], supervisor, shared, gpus, socket_files)
+    sampler.close()
     pump.close()
     return 0
 
 
 def _accept_until_end(
-    listeners: list[Listener], supervisor: socket.socket, shared: Shared, gpus: GpuWatch
+    listeners: list[Listener],
+    supervisor: socket.socket,
+    shared: Shared,
+    gpus: GpuWatch,
+    socket_files: SocketFiles,
 ) -> None:
     by_fd = {listener.fileno(): listener for listener in listeners}
     poll = select.poll()
@@ -64,8 +85,9 @@ def _accept_until_end(
                     poll.unregister(fd)
             elif _ended(supervisor):
                 return
-        if not watched and (geometry := shared.control.geometry()):
-            devices = [device_of(export) for export in geometry["exports"]]
+        socket_files.look()
+        if not watched and (export_table := shared.control.export_table()):
+            devices = [device_of(export) for export in export_table["exports"]]
             gpus.watch(str(device["pci"]) for device in devices if device["pci"])
             watched = True
 

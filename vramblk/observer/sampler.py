@@ -8,14 +8,16 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from .. import logs
+import numpy as np
+
 from ..shared.context import Shared
 from ..shared.control import State
 from ..shared.counters import OPS, READ, WRITE
-from ..shared.window import Word
+from ..system import logs
 from . import processes, threads
-from .figures import Totals, quantile_s, queued, read_totals
 from .heat import Heat
+from .stall import StallWatch
+from .totals import Cells, Totals, open_connections, quantile_s, queued, read_totals
 
 INTERVAL_S = 1.0
 SAMPLES = 600
@@ -38,16 +40,18 @@ class Sampler:
         major_faults: of each process id as they were when the server was first seen ready.
     """
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: Shared, stalls: StallWatch) -> None:
         self._shared = shared
+        self._stalls = stalls
         self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._rows: deque[tuple[Any, ...]] = deque(maxlen=SAMPLES)
         self._latency: deque[Any] = deque(maxlen=LATENCY_SPAN_S + 1)
         self._number = 0
         self._previous: tuple[float, Totals, int] | None = None
         self._connections: dict[tuple[int, int], tuple[float, tuple[int, int, int]]] = {}
         self._rates: dict[tuple[int, int], tuple[float, float, float]] = {}
-        self._heat = Heat(shared.worker_windows)
+        self._heat = Heat(shared.client_windows)
         self._sizes: list[tuple[int, int]] = []
         self._errors = (0, 0)
         self._last_error_at: float | None = None
@@ -57,21 +61,26 @@ class Sampler:
         """Take a sample every second from now on."""
         threads.start(self._run, "sampler")
 
+    def close(self) -> None:
+        """Take no further sample."""
+        self._closing.set()
+
     def _run(self) -> None:
         due = time.monotonic()
-        while True:
+        while not self._closing.is_set():
             try:
                 self.tick()
             except Exception:
                 logs.limited(logs.get(), "observer_sample_failed", level="error", exc_info=True)
             due = max(due + INTERVAL_S, time.monotonic() + INTERVAL_S / 2)
-            time.sleep(max(0.0, due - time.monotonic()))
+            self._closing.wait(max(0.0, due - time.monotonic()))
 
     def tick(self) -> None:
         """Take one sample."""
+        self._stalls.look()
         shared = self._shared
         now = time.monotonic()
-        totals = read_totals(shared.worker_windows)
+        totals = read_totals(shared.client_windows)
         engine = shared.control.engine_counters
         busy_ns = engine.scalar("busy_ns")
         errors = (engine.scalar("device_errors"), engine.scalar("checksum_mismatches"))
@@ -86,32 +95,32 @@ class Sampler:
             self._rate_connections(now)
             self._heat.sample(self._export_sizes())
         if not self.major_faults and shared.control.state is State.READY:
-            self.major_faults = {each.pid: each.major_faults for each in processes.processes(shared)}
+            self.major_faults = {each.pid: each.major_faults for each in processes.processes(shared).values()}
 
     def _row(
         self, now: float, totals: Totals, busy_ns: int, before: float, old: Totals, old_busy_ns: int
     ) -> tuple[Any, ...]:
         seconds = max(now - before, 1e-3)
-        requests = (totals.requests - old.requests).sum(axis=0)
-        payload = (totals.payload_bytes - old.payload_bytes).sum(axis=0)
-        latency = totals.latency - old.latency
-        windows = self._shared.worker_windows
+        requests = _grown(totals.requests, old.requests).sum(axis=0)
+        payload = _grown(totals.payload_bytes, old.payload_bytes).sum(axis=0)
+        latency = _grown(totals.latency, old.latency)
+        windows = self._shared.client_windows
         return (
             round(time.time(), 2),
             *(round(float(payload[op]) / seconds, 1) for op in (READ, WRITE)),
             *(round(float(requests[op]) / seconds, 1) for op in (READ, WRITE)),
-            round(float(requests.sum() - requests[READ] - requests[WRITE]) / seconds, 1),
-            round(float((totals.errors - old.errors).sum()) / seconds, 2),
+            round(float(sum(requests.tolist()) - int(requests[READ]) - int(requests[WRITE])) / seconds, 1),
+            round(float(_grown(totals.errors, old.errors).sum()) / seconds, 2),
             *(_rounded(quantile_s(latency[op], share)) for op in (READ, WRITE) for share in (0.5, 0.99)),
             round(min(max((busy_ns - old_busy_ns) / 1e9 / seconds, 0.0), 1.0), 4),
             sum(queued(window) for window in windows),
-            sum(window.load(Word.CONNECTIONS) for window in windows),
+            sum(map(open_connections, windows)),
         )
 
     def _rate_connections(self, now: float) -> None:
         found = {}
-        for window in self._shared.worker_windows:
-            if not window.load(Word.CONNECTIONS):
+        for window in self._shared.client_windows:
+            if not open_connections(window):
                 continue
             for each in window.connections():
                 key = (window.index, each.id)
@@ -119,6 +128,8 @@ class Sampler:
                 found[key] = (now, counts)
                 before, old = self._connections.get(key, (now, counts))
                 seconds = max(now - before, 1e-3)
+                if counts < old:  # it has been served elsewhere meanwhile
+                    old = (0, 0, 0)
                 requests, received, sent = (
                     (new - was) / seconds for new, was in zip(counts, old, strict=True)
                 )
@@ -128,7 +139,7 @@ class Sampler:
 
     def _export_sizes(self) -> Sequence[tuple[int, int]]:
         if not self._sizes:
-            exports = self._shared.control.geometry().get("exports", [])
+            exports = self._shared.control.export_table().get("exports", [])
             self._sizes = [(int(each["size_bytes"]), int(each["arena_bytes"])) for each in exports]
         return self._sizes
 
@@ -164,7 +175,7 @@ class Sampler:
         with self._lock:
             if not self._latency:
                 return {}
-            buckets = self._latency[-1] - self._latency[0]
+            buckets = _grown(self._latency[-1], self._latency[0])
         return {
             op: {f"p{share * 100:g}": quantile_s(buckets[index], share) for share in (0.5, 0.95, 0.99, 0.999)}
             for index, op in enumerate(OPS)
@@ -179,6 +190,12 @@ class Sampler:
         """Whether the device has failed a request within the last minute."""
         with self._lock:
             return self._last_error_at is not None and time.monotonic() - self._last_error_at < ERROR_SPAN_S
+
+
+def _grown(cells: Cells, before: Cells) -> Cells:
+    """What was counted in between; nothing where a faulty worker's count was put back to 0."""
+    grown: Cells = np.maximum(cells - before, 0)
+    return grown
 
 
 def _rounded(value: float | None) -> float | None:

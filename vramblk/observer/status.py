@@ -7,25 +7,27 @@ describes them all.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from .. import __version__
-from ..hostmemory import min_free_bytes
-from ..settings import Settings
+from ..config.settings import Settings
 from ..shared.context import Shared
 from ..shared.control import ControlWord, State
 from ..shared.counters import ENGINE_SCALARS, ERRNO_NAMES, OPS
 from ..shared.window import Window, Word
+from ..swap.hostmemory import min_free_bytes
+from ..system import proc
 from . import processes
-from .advice import find_advice
 from .devices import export_of
-from .figures import Totals, queued, read_totals
 from .gpu import GpuWatch
-from .health import OLD_S, Physician
+from .health import OLD_S, HealthCheck
 from .preconditions import preconditions
 from .sampler import Sampler
+from .socketfiles import SocketFiles
+from .totals import Totals, open_connections, queued, read_totals
+from .warnings import find_warnings
 from .writtenbytes import Written
 
 SCHEMA = 1
@@ -35,26 +37,33 @@ class StatusDocument:
     """Builds the document from shared memory and /proc."""
 
     def __init__(
-        self, shared: Shared, sampler: Sampler, physician: Physician, gpus: GpuWatch, written: Written
+        self,
+        shared: Shared,
+        sampler: Sampler,
+        health_check: HealthCheck,
+        gpus: GpuWatch,
+        written: Written,
+        files: SocketFiles,
     ) -> None:
         self._shared = shared
         self._sampler = sampler
-        self._physician = physician
+        self._health_check = health_check
         self._gpus = gpus
         self._written = written
+        self._files = files
 
     def build(self) -> dict[str, Any]:
         """The document, plain JSON values."""
         shared, settings = self._shared, self._shared.settings
         control = shared.control
-        geometry = control.geometry()
+        export_table = control.export_table()
         running = processes.processes(shared)
-        totals = read_totals(shared.worker_windows)
+        totals = read_totals(shared.client_windows)
         locked = locked_bytes(shared, running)
-        conditions = preconditions(settings, running, geometry, locked)
-        connections = self._connections(geometry)
+        conditions = preconditions(settings, running, export_table, locked)
+        connections = self._connections(export_table)
         ready_ns = control.load(ControlWord.READY_NS)
-        health = self._physician.examine(OLD_S)
+        health = self._health_check.examine(OLD_S)
         document: dict[str, Any] = {
             "schema": SCHEMA,
             "version": __version__,
@@ -65,16 +74,23 @@ class StatusDocument:
             "uptime_s": round((time.monotonic_ns() - ready_ns) / 1e9, 3) if ready_ns else None,
             "healthy": health.ok,
             "health": health.text,
+            "tls": {
+                "mode": settings.tls,
+                "certificate_until": control.load(ControlWord.CERTIFICATE_UNTIL_S) or None,
+            },
             "listen": [str(address) for address in settings.listen_addr],
+            "socket_files_gone": self._files.gone(),
             "locked_bytes": locked,
-            "exports": self._exports(geometry, totals),
+            "exports": self._exports(export_table, totals),
             "connections": connections,
-            "max_connections": settings.max_connections,
-            "workers": [_worker(window) for window in shared.worker_windows],
+            "max_connections": shared.connection_limit,
+            "workers": [
+                _worker(window) for window in shared.worker_windows
+            ],
             "engine": {
                 **{name: control.engine_counters.scalar(name) for name in ENGINE_SCALARS},
                 "pid": control.load(ControlWord.ENGINE_PID),
-                "queued_requests": sum(queued(window) for window in shared.worker_windows),
+                "queued_requests": sum(queued(window) for window in shared.client_windows),
             },
             "counters": {
                 **totals.scalars,
@@ -85,7 +101,7 @@ class StatusDocument:
             },
             "now": self._sampler.latest(),
             "latency_s": self._sampler.latency(),
-            "processes": [self._process(each) for each in running],
+            "processes": [self._process(role, each) for role, each in running.items()],
             "gpus": [asdict(reading) for reading in self._gpus.readings()],
             "host": {
                 "min_free_bytes": min_free_bytes(),
@@ -96,23 +112,24 @@ class StatusDocument:
             "swap_preconditions": [each._asdict() for each in conditions],
             "drain": _drain(shared, settings),
         }
-        document["warnings"] = [asdict(each) for each in find_advice(document, settings)]
+        document["warnings"] = [asdict(each) for each in find_warnings(document, settings)]
         return document
 
-    def _exports(self, geometry: dict[str, Any], totals: Totals) -> list[dict[str, Any]]:
+    def _exports(self, export_table: dict[str, Any], totals: Totals) -> list[dict[str, Any]]:
         return [
             {
                 **export_of(export),
+                "max_connections": self._shared.settings.exports[index].max_connections,
                 "written_bytes": self._written.bytes_of(index),
                 "requests": dict(zip(OPS, totals.requests[index].tolist(), strict=True)),
                 "bytes": dict(zip(OPS[:2], totals.payload_bytes[index, :2].tolist(), strict=True)),
                 "errors": _errors(totals, index),
             }
-            for index, export in enumerate(geometry.get("exports", []))
+            for index, export in enumerate(export_table.get("exports", []))
         ]
 
-    def _connections(self, geometry: dict[str, Any]) -> list[dict[str, Any]]:
-        names = [export["name"] for export in geometry.get("exports", [])]
+    def _connections(self, export_table: dict[str, Any]) -> list[dict[str, Any]]:
+        names = [export["name"] for export in export_table.get("exports", [])]
         sockets = [address.path for address in self._shared.settings.unix_listeners]
         now_ns = time.monotonic_ns()
         found = []
@@ -127,10 +144,10 @@ class StatusDocument:
                         "device": processes.nbd_device_of(each.peer, sockets)
                         if self._shared.settings.mode == "swap"
                         else None,
-                        "worker": window.index,
+                        "worker": None if window is self._shared.local else window.index,
                         "state": state,
                         "export": names[each.export]
-                        if state == "transmission" and each.export < len(names)
+                        if state == "transmission" and 0 <= each.export < len(names)
                         else None,
                         "age_s": round((now_ns - each.since_ns) / 1e9, 1),
                         "requests": each.requests,
@@ -143,9 +160,20 @@ class StatusDocument:
                 )
         return sorted(found, key=lambda row: row["id"])
 
-    def _process(self, process: processes.Process) -> dict[str, Any]:
+    def _process(self, role: str, process: proc.Process) -> dict[str, Any]:
         before = self._sampler.major_faults.get(process.pid, process.major_faults)
-        return {**asdict(process), "major_faults_since_ready": process.major_faults - before}
+        return {
+            "role": role,
+            "pid": process.pid,
+            "resident_bytes": process.resident_bytes,
+            "locked_bytes": process.locked_bytes,
+            "major_faults": process.major_faults,
+            "threads": len(process.threads),
+            "oom_score_adj": process.oom_score_adj,
+            "io_flusher": process.io_flusher,
+            "realtime": process.realtime,
+            "major_faults_since_ready": process.major_faults - before,
+        }
 
 
 def _worker(window: Window) -> dict[str, Any]:
@@ -154,7 +182,7 @@ def _worker(window: Window) -> dict[str, Any]:
         "pid": window.load(Word.WORKER_PID),
         "ready": bool(window.load(Word.READY)),
         "generation": window.load(Word.GENERATION),
-        "connections": window.load(Word.CONNECTIONS),
+        "connections": open_connections(window),
         "queued_requests": queued(window),
     }
 
@@ -184,8 +212,12 @@ def _drain(shared: Shared, settings: Settings) -> dict[str, Any] | None:
 def open_windows(shared: Shared) -> Sequence[Window]:
     """Windows whose connections are alive; a worker that is lost for good takes its table with it."""
     if not shared.control.load(ControlWord.WORKERS_LOST):
-        return shared.worker_windows
-    return [window for window in shared.worker_windows if processes.alive(window.load(Word.WORKER_PID))]
+        return shared.client_windows
+    return [
+        window
+        for window in shared.client_windows
+        if window is shared.local or proc.alive(window.load(Word.WORKER_PID))
+    ]
 
 
 def dropped_log_lines(shared: Shared, totals: Totals) -> int:
@@ -198,6 +230,7 @@ def dropped_log_lines(shared: Shared, totals: Totals) -> int:
     )
 
 
-def locked_bytes(shared: Shared, running: Sequence[processes.Process]) -> int:
+def locked_bytes(shared: Shared, running: Mapping[str, proc.Process]) -> int:
     """Locked memory of all processes: as the supervisor found it at ready, otherwise as /proc says now."""
-    return shared.control.load(ControlWord.LOCKED_BYTES) or sum(each.locked_bytes for each in running)
+    at_ready = shared.control.load(ControlWord.LOCKED_BYTES)
+    return at_ready or sum(each.locked_bytes for each in running.values())

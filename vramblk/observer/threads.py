@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-#: Enough for json, numpy and the metrics library; the default of 8 MiB would count as locked memory.
+#: Enough for json, numpy and the metrics library; the default is 8 MiB of address space for each thread.
 STACK_BYTES = 512 << 10
 
 

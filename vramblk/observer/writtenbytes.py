@@ -58,7 +58,7 @@ class Written:
 
     def _ready(self, export: int) -> bool:
         with self._lock:
-            if export not in self._open and self._shared.control.geometry():
+            if export not in self._open and self._shared.control.export_table():
                 self._shared.written[export].open()
                 self._open.add(export)
             return export in self._open

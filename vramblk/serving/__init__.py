@@ -1,6 +1,7 @@
-"""What a worker does for one connection in the transmission phase.
+"""What is done for one client, from its first byte to its last.
 
-``receive`` holds the bytes that came, ``connection`` takes requests out of them, ``submission``
-puts them into the ring, ``pending`` keeps what is in flight, ``replyqueue`` sends the replies and
-``repair`` rewrites those of requests that failed.
+``negotiation`` comes first. In transmission the bytes of a ``connection`` go one way: ``receive`` holds what
+came, ``dispatch`` decides what becomes of each request, ``ringwriter`` puts it into the ring, ``submissions``
+keeps what is in flight, ``replyqueue`` sends the replies, ``repair`` rewrites those of requests that failed.
+Whoever drives connections calls ``connection.complete``: nothing below calls back.
 """

@@ -2,7 +2,8 @@
 
 A worker may serve one connection or a dozen. Cutting the slab into equal parts would starve the
 usual case, one busy connection, so lanes are unequal: each is half as large as the one before,
-down to a smallest size, and a new connection takes the largest that is free.
+down to a smallest size, and a new connection takes the largest that is free. None is larger than
+one busy connection can use.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from ..nbd.runs import PLAIN_BYTES
 
 #: Smallest part of a lane, bytes: two plain requests of the largest size and their headers.
 SMALLEST = 320 << 10
+#: Largest part of a lane, bytes.
+LARGEST = 16 << 20
 _UNIT = 4096
 #: A receive part with room for many of the largest plain requests, bytes.
 ROOMY = 32 * PLAIN_BYTES
@@ -50,6 +53,7 @@ def lane_sizes(slab_bytes: int, lanes: int) -> list[int]:
     left = slab_bytes
     for behind in range(lanes - 1, -1, -1):
         size = left if not behind else max(SMALLEST, min(left // 2, left - behind * SMALLEST))
+        size = min(size, LARGEST)
         size -= size % _UNIT
         sizes.append(size)
         left -= size

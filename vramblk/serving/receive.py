@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable
 
-from ..tls import decrypted
+from ..system.tls import decrypted
 from .lanes import Lane
+from .sockets import SHORT_OF_MEMORY
 
 _LARGEST_RECEIVE = 4 << 20
+#: What came within this time of other bytes that still wait counts as come with them, nanoseconds.
+_TOGETHER_NS = 100_000
+#: What comes later counts as come with the last of them: a slow client must not cost memory for each receive.
+_MOST_ARRIVALS = 128
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -20,7 +26,11 @@ class ReceiveLane:
     Payloads that the engine still reads stand before ``position`` or, after a wrap, behind
     ``have``; ``live`` holds where each begins, oldest first.
 
+    Attributes:
+        starved: the kernel had no memory for a receive; try again a little later.
+
     Args:
+        leftover: bytes that came behind the negotiation, at the monotonic time ``leftover_ns`` (0: now).
         on_copy: hears how many received bytes had to be copied to another place.
     """
 
@@ -30,6 +40,7 @@ class ReceiveLane:
         lane: Lane,
         slab: memoryview,
         leftover: bytes,
+        leftover_ns: int = 0,
         on_copy: Callable[[int], None] = lambda copied_bytes: None,
     ) -> None:
         self._sock = sock
@@ -40,7 +51,35 @@ class ReceiveLane:
         self.position = 0
         self.have = len(leftover)
         self.live: deque[int] = deque()
+        self.starved = False
         self._on_copy = on_copy
+        #: (bytes received until then, monotonic ns), oldest first, of bytes that still wait.
+        self._arrivals: deque[tuple[int, int]] = deque()
+        self._total = 0
+        if leftover:
+            self._total = len(leftover)
+            self._arrivals.append((self._total, leftover_ns or time.monotonic_ns()))
+
+    @property
+    def arrived_ns(self) -> int:
+        """When the byte at ``position`` came, monotonic ns; now if there is none."""
+        arrivals = self._arrivals
+        if len(arrivals) == 1 and self.position < self.have:
+            return arrivals[0][1]
+        at = self._total - (self.have - self.position)
+        while arrivals and arrivals[0][0] <= at:
+            arrivals.popleft()
+        return arrivals[0][1] if arrivals else time.monotonic_ns()
+
+    def _note_arrival(self, count: int) -> None:
+        self._total += count
+        now_ns = time.monotonic_ns()
+        arrivals = self._arrivals
+        if self.have - self.position == count:
+            arrivals.clear()
+        elif arrivals and (now_ns - arrivals[-1][1] < _TOGETHER_NS or len(arrivals) >= _MOST_ARRIVALS):
+            now_ns = arrivals.pop()[1]
+        arrivals.append((self._total, now_ns))
 
     def room(self, *, may_move: bool) -> int:
         """Bytes that could be received now; ``may_move`` as for ``receive``."""
@@ -77,8 +116,22 @@ class ReceiveLane:
             count = self._sock.recv_into(self.space[self.have : self.have + room])
         except _WOULD_BLOCK:
             return -1, False
-        self.have += count
+        except OSError as error:
+            if error.errno not in SHORT_OF_MEMORY:
+                raise
+            self.starved = True
+            return -1, False
+        if count:
+            self.have += count
+            self._note_arrival(count)
         return count, count == room
+
+    def adopt(self, position: int, have: int, since_ns: int) -> None:
+        """Others have received and taken: bytes [position, have) wait, the first since ``since_ns``."""
+        self.position, self.have = position, have
+        self._arrivals.clear()
+        if have > position:
+            self._arrivals.append((self._total, since_ns))
 
     def realign(self) -> bool:
         """Bring the next header to a multiple of 4, as kernels need payloads; False while busy."""

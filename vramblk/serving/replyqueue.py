@@ -7,16 +7,17 @@ import ssl
 import time
 from collections import deque
 
+from ..shared.contiguousfifo import ContiguousFifo
 from ..shared.counters import WorkerCounters
-from ..shared.ring import ContiguousFifo
 from ..shared.window import Window
 from .lanes import Lane
-from .pending import Pending
+from .sockets import SHORT_OF_MEMORY
+from .submissions import Submission
 from .tally import Tally
 
 _MOST_VIEWS = 256
 _LARGEST_TLS_WRITE = 1 << 20
-_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantWriteError)
 
 
 class ReplyQueue:
@@ -24,9 +25,11 @@ class ReplyQueue:
 
     Attributes:
         space: allocator of the transmit lane.
-        in_flight: pendings submitted and not complete.
+        in_flight: submissions submitted and not complete.
         waiting: bytes queued and not taken by the socket.
         broken: why nothing can be sent any more, or None.
+        starved: the kernel had no memory for a send; try again a little later.
+        wants_read: TLS has to receive before it can send.
     """
 
     def __init__(self, sock: socket.socket, lane: Lane, window: Window, export: int, tally: Tally) -> None:
@@ -40,30 +43,31 @@ class ReplyQueue:
         self.in_flight = 0
         self.waiting = 0
         self.broken: str | None = None
+        self.starved = self.wants_read = False
         self._views: deque[memoryview] = deque()
-        self._marks: deque[tuple[int, Pending]] = deque()
+        self._marks: deque[tuple[int, Submission]] = deque()
         self._queued = 0
         self._sent = 0
 
-    def queue(self, pending: Pending) -> None:
-        """Take over a complete pending."""
-        self.in_flight -= 1
+    def queue(self, submission: Submission) -> None:
+        """Take over a complete submission."""
         before = self._queued
-        if pending.repaired is not None:
-            for view in pending.repaired:
+        if submission.repaired is not None:
+            for view in submission.repaired:
                 self._views.append(view)
                 self._queued += len(view)
-        elif pending.reply_end > pending.reply_start:
-            self._views.append(self._slab[pending.reply_start : pending.reply_end])
-            self._queued += pending.reply_end - pending.reply_start
+        elif submission.reply_end > submission.reply_start:
+            self._views.append(self._slab[submission.reply_start : submission.reply_end])
+            self._queued += submission.reply_end - submission.reply_start
         self.waiting += self._queued - before
-        self._marks.append((self._queued, pending))
+        self._marks.append((self._queued, submission))
         if self.broken:
             self._drop()
 
-    def flush(self) -> None:
-        """Hand the socket as much as it takes; never blocks."""
+    def flush(self) -> bool:
+        """Hand the socket as much as it takes; never blocks. False if that broke the connection."""
         views = self._views
+        self.starved = self.wants_read = False
         while views and not self.broken:
             try:
                 if self._tls:
@@ -74,11 +78,17 @@ class ReplyQueue:
                     count = self._sock.sendmsg(
                         [views[index] for index in range(min(len(views), _MOST_VIEWS))]
                     )
+            except ssl.SSLWantReadError:
+                self.wants_read = True
+                break
             except _WOULD_BLOCK:
                 break
             except OSError as error:
-                self.fail(str(error))
-                return
+                if error.errno not in SHORT_OF_MEMORY:
+                    self.fail(str(error))
+                    return False
+                self.starved = True
+                break
             self._tally.sent(count)
             self._sent += count
             self.waiting -= count
@@ -93,6 +103,7 @@ class ReplyQueue:
             now = time.monotonic_ns()
             while self._marks and self._marks[0][0] <= self._sent:
                 self._finish(self._marks.popleft()[1], now)
+        return True
 
     def fail(self, reason: str) -> None:
         """Nothing can be sent any more: drop what waits, free its space."""
@@ -110,13 +121,13 @@ class ReplyQueue:
         self.waiting = 0
         self._sent = self._queued
         while self._marks:
-            pending = self._marks.popleft()[1]
-            if pending.tx_end >= 0:
-                self.space.release(pending.tx_end)
+            submission = self._marks.popleft()[1]
+            if submission.tx_end >= 0:
+                self.space.release(submission.tx_end)
 
-    def _finish(self, pending: Pending, now_ns: int) -> None:
-        if pending.tx_end >= 0:
-            self.space.release(pending.tx_end)
-        elapsed = now_ns - pending.received_ns
-        for op, count, amount in pending.accounts:
+    def _finish(self, submission: Submission, now_ns: int) -> None:
+        if submission.tx_end >= 0:
+            self.space.release(submission.tx_end)
+        elapsed = now_ns - submission.received_ns
+        for op, count, amount in submission.accounts:
             self._tally.answered(op, count, amount, elapsed)

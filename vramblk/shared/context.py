@@ -6,8 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..settings import Settings
+from ..config.settings import Settings
 from .control import Control
+from .places import make_places
+from .protection import hide, write_protect
 from .window import Window, WindowLayout, make_windows
 from .written import WrittenMap
 
@@ -19,42 +21,78 @@ class Shared:
     """Shared memory and doorbells.
 
     Attributes:
-        windows: one for each worker, and as the last the observer's canary.
-        bells: an eventfd for each window, rung by the engine when its owner may be asleep.
-        engine_bell: eventfd rung by whoever submits when the engine may be asleep.
+        windows: one for each worker, then ``local`` if there is one, and as the last the observer's canary.
+        doorbells: an eventfd for each window, rung by the engine when its owner may be asleep.
+        engine_doorbell: eventfd rung by whoever submits when the engine may be asleep.
         written: one written-map for each export.
+        places_fd: where workers take places at exports; see ``places``.
         log_fd: write end of the non-blocking pipe that the observer pumps to stdout.
+        local: the window of the clients that the engine serves itself, if it does.
     """
 
     settings: Settings
     control: Control
     windows: Sequence[Window]
-    bells: Sequence[int]
-    engine_bell: int
+    doorbells: Sequence[int]
+    engine_doorbell: int
     written: Sequence[WrittenMap]
+    places_fd: int
     log_fd: int
+    local: Window | None = None
+
+    @property
+    def client_windows(self) -> Sequence[Window]:
+        """Windows that have clients: the workers', and ``local``."""
+        return self.windows[:-1]
 
     @property
     def worker_windows(self) -> Sequence[Window]:
-        return self.windows[:-1]
+        return self.windows[:-1] if self.local is None else self.windows[:-2]
+
+    @property
+    def connection_limit(self) -> int:
+        """Connections that are taken at once."""
+        lanes = sum(window.layout.lanes for window in self.client_windows)
+        return min(lanes, self.settings.max_connections)
 
     @property
     def canary(self) -> Window:
         return self.windows[-1]
 
+    def confine_worker(self, index: int) -> None:
+        """Leave this process, which becomes a worker, only its own window, and the rest to read."""
+        for window in self.windows:
+            if window.index != index:
+                hide(window.whole)
+        self.control.write_protect()
 
-def make_shared(settings: Settings, workers: int, rx_bytes: int, tx_bytes: int, log_fd: int) -> Shared:
-    """Make windows for ``workers`` workers, the canary's, doorbells and written-maps."""
+    def confine_observer(self) -> None:
+        """Leave this process, which becomes the observer, only the canary's window to write."""
+        for window in self.client_windows:
+            write_protect(window.whole)
+        self.control.write_protect()
+
+
+def make_shared(
+    settings: Settings, workers: Sequence[WindowLayout], local: WindowLayout | None, log_fd: int
+) -> Shared:
+    """Make windows, doorbells and written-maps.
+
+    Args:
+        workers: layout of each worker's window.
+        local: of the window of the clients that the engine serves itself, if it does.
+    """
     exports = len(settings.exports)
-    windows = make_windows(
-        workers, WindowLayout(rx_bytes, tx_bytes, exports), WindowLayout(_CANARY_SLAB, _CANARY_SLAB, exports)
-    )
+    own = [] if local is None else [local]
+    windows = make_windows([*workers, *own, WindowLayout(_CANARY_SLAB, _CANARY_SLAB, exports)])
     return Shared(
         settings=settings,
         control=Control(),
         windows=windows,
-        bells=[os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in windows],
-        engine_bell=os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC),
+        doorbells=[os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in windows],
+        engine_doorbell=os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC),
         written=[WrittenMap() for _ in range(exports)],
+        places_fd=make_places(),
         log_fd=log_fd,
+        local=windows[-2] if local is not None else None,
     )

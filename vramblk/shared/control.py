@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
+import os
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
+
+from ..system import kernel
 from .counters import EngineCounters
+from .protection import map_read_only, seal
 
 _BYTES = 1 << 18
 _COUNTERS_OFFSET = 4096
-_GEOMETRY_OFFSET = 8192
+_EXPORT_TABLE_OFFSET = 8192
 
 
 class State(IntEnum):
@@ -36,22 +42,34 @@ class ControlWord(IntEnum):
     WORKER_RESTARTS = 9  # supervisor
     WORKERS_LOST = 10  # supervisor: dead and not replaced (swap mode)
     LOCKED_BYTES = 11  # supervisor: locked by all processes, as read at ready
+    ENGINE_PROGRESS = 12  # engine: batches and pieces of batches that a memory has executed, failed ones too
+    ENGINE_EXPORT = 13  # engine: 1 + the export whose memory is executing a batch now, 0 for none
+    ENGINE_SINCE_NS = 14  # engine: monotonic time at which that execution began
+    CERTIFICATE_UNTIL_S = 15  # supervisor: Unix time at which the first TLS certificate ends, 0 without any
 
 
 class Control:
-    """State, engine counters and geometry in one shared mapping.
+    """State, engine counters and the export table in one shared mapping.
 
-    ``geometry`` is what the engine publishes once before ``ready``: for each export its name,
+    ``export_table`` is what the engine publishes once before ``ready``: for each export its name,
     size, arena size, device, whether windows are pinned. See ``engine.describe``.
     """
 
     def __init__(self) -> None:
-        self._mapping = mmap.mmap(-1, _BYTES, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
-        whole = memoryview(self._mapping)
+        self._fd = os.memfd_create("vramblk-control", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self._fd, _BYTES)
+        mapping = mmap.mmap(self._fd, _BYTES)
+        seal(self._fd, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | kernel.F_SEAL_FUTURE_WRITE)
+        self._whole = np.frombuffer(mapping, np.uint8)
+        whole = memoryview(mapping)
         self.words = whole[:_COUNTERS_OFFSET].cast("Q")
-        self.engine_counters = EngineCounters(whole[_COUNTERS_OFFSET:_GEOMETRY_OFFSET])
-        self._length = whole[_GEOMETRY_OFFSET : _GEOMETRY_OFFSET + 8].cast("Q")
-        self._text = whole[_GEOMETRY_OFFSET + 8 :]
+        self.engine_counters = EngineCounters(whole[_COUNTERS_OFFSET:_EXPORT_TABLE_OFFSET])
+        self._length = whole[_EXPORT_TABLE_OFFSET : _EXPORT_TABLE_OFFSET + 8].cast("Q")
+        self._text = whole[_EXPORT_TABLE_OFFSET + 8 :]
+
+    def write_protect(self) -> None:
+        """From here on this process can only read it."""
+        map_read_only(self._whole, self._fd)
 
     def load(self, word: ControlWord) -> int:
         return self.words[word * 8]
@@ -63,19 +81,19 @@ class Control:
     def state(self) -> State:
         return State(self.load(ControlWord.STATE))
 
-    def publish_geometry(self, geometry: dict[str, Any]) -> None:
-        """Write the geometry; the supervisor says ``ready`` only afterwards.
+    def publish_export_table(self, export_table: dict[str, Any]) -> None:
+        """Write the export table; the supervisor says ``ready`` only afterwards.
 
         Raises:
             ValueError: it does not fit its place.
         """
-        text = json.dumps(geometry).encode()
+        text = json.dumps(export_table).encode()
         if len(text) > len(self._text):
-            raise ValueError(f"geometry of {len(text)} bytes does not fit {len(self._text)}")
+            raise ValueError(f"export table of {len(text)} bytes does not fit {len(self._text)}")
         self._text[: len(text)] = text
         self._length[0] = len(text)
 
-    def geometry(self) -> dict[str, Any]:
+    def export_table(self) -> dict[str, Any]:
         """What the engine published, or an empty dict before that."""
         length = self._length[0]
         return json.loads(bytes(self._text[:length])) if length else {}

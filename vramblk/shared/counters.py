@@ -44,6 +44,7 @@ WORKER_SCALARS = (
     "doorbells",
     "sleeps",
     "copied_bytes",
+    "internal_errors",
 )
 #: Scalars of the engine, by name.
 ENGINE_SCALARS = (
@@ -56,6 +57,7 @@ ENGINE_SCALARS = (
     "dropped_log_lines",
     "doorbells",
     "sleeps",
+    "internal_errors",
 )
 
 

@@ -1,67 +1,23 @@
-"""The submission ring of a window, seen from its producer, and the allocator of its columns.
+"""The submission ring of a window: its producer's side, and its consumer's.
 
-The producer writes entries, then the tail; the engine writes statuses, then the count of
-completed entries. Entries complete in the order of submission. A doorbell is a system call, so
-each side says in a shared word when it may be asleep, and is rung only then.
+The producer writes entries, then the tail; the engine writes statuses, then the count of completed entries.
+Entries complete in the order of submission. Compiled, with the types of ``ring.pxd``.
 """
 
 from __future__ import annotations
 
-import os
+from .contiguousfifo import ContiguousFifo
+from .control import Control
+from .descriptors import COLUMNS, ENTRIES, ENTRY_BYTES, Op
+from .doorbell import engine_doorbell as make_engine_doorbell
+from .window import Window, Word
 
-from .barrier import full_barrier
-from .control import Control, ControlWord
-from .window import COLUMNS, ENTRIES, ENTRY_BYTES, Window, Word
-
-_ENTRIES, _ENTRY_CELLS = ENTRIES, ENTRY_BYTES // 8
+_ENTRIES, _ENTRY_CELLS, _COLUMNS = ENTRIES, ENTRY_BYTES // 8, COLUMNS
 _TAIL = Word.TAIL * 8
 _DONE = Word.DONE * 8
 _FAILURES = Word.FAILURES * 8
-_ENGINE_SLEEPING = ControlWord.ENGINE_SLEEPING * 8
-
-
-class ContiguousFifo:
-    """Space handed out in contiguous pieces and given back in the same order.
-
-    It allocates around a circle but never across its seam. ``release(end)`` frees everything up
-    to the end of an allocation.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._head = 0
-        self._tail = 0
-        self._live = 0
-
-    def allocate(self, amount: int) -> int:
-        """Start of ``amount`` units, or -1 while there is no such piece."""
-        head, tail = self._head, self._tail
-        if not self._live:
-            if amount > self.size:
-                return -1
-            head = self._tail = 0
-        elif head > tail:
-            if self.size - head < amount:
-                if amount > tail:
-                    return -1
-                head = 0
-        elif tail - head < amount:
-            return -1
-        self._head = head + amount
-        self._live += 1
-        return head
-
-    def largest(self) -> int:
-        """The largest amount that ``allocate`` would now hand out."""
-        head, tail = self._head, self._tail
-        if not self._live:
-            return self.size
-        return max(self.size - head, tail) if head > tail else tail - head
-
-    def release(self, end: int) -> None:
-        """Give back the oldest allocation, which ended at ``end``."""
-        self._tail = end
-        self._live -= 1
+_NOTHING = int(Op.NOTHING)
+_MASK, _MASK32 = (1 << 64) - 1, (1 << 32) - 1
 
 
 class SubmissionRing:
@@ -69,16 +25,16 @@ class SubmissionRing:
 
     Attributes:
         tail: entries pushed so far; an entry's number is the tail before it was pushed.
+        published: of them, those that the engine may see.
         columns: allocator of the window's columns.
     """
 
-    def __init__(self, window: Window, engine_bell: int, control: Control) -> None:
+    def __init__(self, window: Window, engine_doorbell: int, control: Control) -> None:
         self._words = window.words
         self._entries = window.entries.cast("Q")
         self._status = window.entry_status
-        self._control = control.words
-        self._bell = engine_bell
-        self.tail = self.taken = window.load(Word.TAIL)
+        self._engine = make_engine_doorbell(control, engine_doorbell)
+        self.tail = self.published = self.taken = window.load(Word.TAIL)
         self._failures_taken = window.load(Word.FAILURES)
         self.columns = ContiguousFifo(COLUMNS)
 
@@ -101,7 +57,7 @@ class SubmissionRing:
         """Write one entry; the engine sees it after ``publish``. The caller has looked at ``room``."""
         entries = self._entries
         at = self.tail % _ENTRIES * _ENTRY_CELLS
-        # As window.ENTRY packs it: the first four are 32 bits wide, little-endian.
+        # As descriptors.ENTRY packs it: the first four are 32 bits wide, little-endian.
         entries[at] = op | export << 32
         entries[at + 1] = first | count << 32
         entries[at + 2] = lo
@@ -111,14 +67,22 @@ class SubmissionRing:
         entries[at + 6] = flags
         self.tail += 1
 
+    def cancel(self, number: int) -> None:
+        """Make nothing of a published entry, which the engine must be known not to have taken yet."""
+        self._entries[number % _ENTRIES * _ENTRY_CELLS] = _NOTHING
+
+    def rewind(self, tail: int) -> None:
+        """Take back what was pushed since the tail was ``tail``, but nothing that was published."""
+        self.tail = max(tail, self.published)
+
     def publish(self) -> bool:
         """Show the engine what was pushed; True if it had to be woken."""
-        self._words[_TAIL] = self.tail
-        full_barrier()
-        if self._control[_ENGINE_SLEEPING]:
-            os.eventfd_write(self._bell, 1)
-            return True
-        return False
+        self._words[_TAIL] = self.published = self.tail
+        return self.wake()
+
+    def wake(self) -> bool:
+        """Wake the engine if it may be asleep; True if it had to be."""
+        return self._engine.wake()
 
     def done(self) -> int:
         """Entries completed so far."""
@@ -135,3 +99,52 @@ class SubmissionRing:
             self._status[number % _ENTRIES] = 0
             self._failures_taken += 1
         return status
+
+
+class CompletionRing:
+    """The consumer's side. What the producer wrote is read once, and may be anything at all.
+
+    The failures are counted here, and the producer's memory only shows them.
+    """
+
+    def __init__(self, window: Window) -> None:
+        self._words = window.words
+        self._entries = window.entries.cast("Q")
+        self._status = window.entry_status
+        self._column_status = window.statuses.data
+        self._failures = window.load(Word.FAILURES)
+
+    def tail(self) -> int:
+        """Entries published, as the producer says."""
+        return self._words[_TAIL]
+
+    def entry(self, number: int) -> tuple[int, ...]:
+        """The fields of ``descriptors.ENTRY``."""
+        cells = self._entries
+        at = number % _ENTRIES * _ENTRY_CELLS
+        what, where = cells[at], cells[at + 1]  # once each: the producer may write them meanwhile
+        return (
+            what & _MASK32, what >> 32, where & _MASK32, where >> 32,
+            cells[at + 2], cells[at + 3], cells[at + 4], cells[at + 5], cells[at + 6],
+        )  # fmt: skip
+
+    def complete(self, done: int) -> None:
+        """So many entries are done. The producer must be woken afterwards."""
+        self._words[_DONE] = done
+
+    def fail(self, number: int, errno: int) -> None:
+        """An entry, not yet shown as complete, has failed."""
+        self._status[number % _ENTRIES] = errno
+        self._failures = self._failures + 1 & _MASK
+        self._words[_FAILURES] = self._failures
+
+    def set_column_status(self, first: int, count: int, errno: int) -> None:
+        """Requests of a run have failed, or with 0 have not; columns that do not exist are passed over."""
+        for column in range(first, min(first + count, _COLUMNS)):
+            self._column_status[column] = errno
+
+    def forget(self) -> None:
+        """The producer is dead and everything done: a clean window counts from 0."""
+        for word in (_TAIL, _DONE, _FAILURES):
+            self._words[word] = 0
+        self._failures = 0

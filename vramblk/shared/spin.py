@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from ..settings import Settings
+from ..config.settings import Settings
 
-_SPIN_NS = 60_000
-_ENOUGH_CORES = 4
+SPIN_NS = 60_000
+ENOUGH_CORES = 4
 
 
 def spin_ns(settings: Settings) -> int:
@@ -16,6 +16,6 @@ def spin_ns(settings: Settings) -> int:
     0 in swap mode, where a real-time process must not spin, and where so few cores are that
     spinning takes the processor from the one that is waited for.
     """
-    if settings.mode == "swap" or len(os.sched_getaffinity(0)) < _ENOUGH_CORES:
+    if settings.mode == "swap" or len(os.sched_getaffinity(0)) < ENOUGH_CORES:
         return 0
-    return _SPIN_NS
+    return SPIN_NS

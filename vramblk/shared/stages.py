@@ -2,8 +2,9 @@
 
 Only the server that ``vramblk bench --profile`` starts has such times: it sets ``active`` before it
 forks. In every other server ``active`` stays None; each process looks at it once, when it starts, and
-the data path holds no instruction of all this. Where it is set, ``vramblk.stagetimes`` and
-``memory.hotcalls`` put timing wrappers around the calls they have.
+the data path holds no instruction of all this. Where it is set, executor, worker and connections are given
+a timing at construction (``engine.stagetimes``, ``serving.stagetimes``), and wrap their own calls in it, as
+``memory.hotcalls`` does with OpenCL's.
 
 A worker stamps the ring slot of the last entry that it publishes, the engine the last one that it has
 done; the other side takes the stamp away and records how old it is.
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from .window import ENTRIES
+from .descriptors import ENTRIES
 
 
 class Stage(IntEnum):

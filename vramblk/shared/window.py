@@ -1,18 +1,17 @@
 """A window: the memory that one worker shares with the engine.
 
 One anonymous shared mapping holds, in this order: header words, the worker's counters, a table
-of its connections, the submission ring, columns for runs of like requests, their statuses, and
+of its connections, the submission ring, columns for the requests of runs, their statuses, and
 the slab. The slab's first part receives from sockets, its second part is sent from.
 
-A request travels as an entry in the ring. A run of like requests is one entry whose requests
-lie in the columns, laid out as the kernels' argument table wants them, so that the engine's work
-per run is one slice copy.
+A request travels as an entry in the ring; what entries and columns hold is in ``descriptors``.
 """
 
 from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -21,39 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from .counters import WorkerCounters
+from .descriptors import COLUMN_ROWS, COLUMNS, ENTRIES, ENTRY_BYTES
 
 PAGE = 4096
 CACHE_LINE = 64
-ENTRIES = 1024
-COLUMNS = 8192
-#: Rows of the columns: offset/16 in the arena, slab position/4, shape, and the cookie's two words.
-COLUMN_ROWS = 5
 CONNECTIONS = 64
-
-#: op, export, first column, count, slab range [lo, hi), export offset, length, flags
-ENTRY = struct.Struct("<IIIIQQQQQ")
-ENTRY_BYTES = 64
 
 #: id, since (monotonic ns), export, state, requests, received bytes, sent bytes, peer
 _SLOT = struct.Struct("<QqiIQQQ112s")
 SLOT_BYTES = 160
-
-
-class Op(IntEnum):
-    """What a ring entry asks of the engine."""
-
-    GATHER = 0
-    SCATTER = 1
-    COPY_OUT = 2
-    COPY_IN = 3
-    ZERO = 4
-    ECHO = 5
-
-
-#: Flag of a GATHER entry: what lies between the replies of the one before it and its own may be overwritten.
-GATHER_JOINS = 1
-#: Flag of a ZERO entry: whole blocks become unwritten (a hole).
-ZERO_HOLE = 1
 
 
 class Word(IntEnum):
@@ -69,12 +44,23 @@ class Word(IntEnum):
     CLOSED = 7  # worker: connections closed since this generation began
     PROVEN = 8  # worker: rounds of the window's proof that held
     READY = 9  # worker: 1 when it takes connections
+    FENCES_SEEN = 10  # worker: FENCES as it was when the worker looked last which clients are gone
+    HANDOFFS = 11  # worker: handoff messages taken since this generation began
+    FENCES = 12  # engine: fences that other windows have begun; see engine/fences.py
+    FENCE_TAIL = 13  # engine: the entry from which on it holds this window until FENCES_SEEN is FENCES
+    FENCE_ASKED = 14  # worker: fences that it has asked for
+    FENCE_PASSED = 15  # engine: FENCE_ASKED as it was when the fence that has been passed was begun
+    CANARY_FAILED_NS = 16  # observer, in its own window: monotonic time since which the canary fails, or 0
 
 
 class ConnectionState(IntEnum):
     FREE = 0
     NEGOTIATING = 1
     TRANSMISSION = 2
+
+
+#: States of a row of the connection table that is in use.
+_STATES = {state.value: state for state in ConnectionState if state is not ConnectionState.FREE}
 
 
 class ConnectionInfo(NamedTuple):
@@ -92,11 +78,12 @@ class ConnectionInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """Sizes of a window's parts, bytes."""
+    """Sizes of a window's parts, bytes; ``lanes`` is the number of connections that share the slab."""
 
     rx_bytes: int
     tx_bytes: int
     exports: int
+    lanes: int = 1
 
     @property
     def counters_offset(self) -> int:
@@ -142,7 +129,7 @@ class Window:
         index: number of the window, 0 for the first worker.
         base: bytes; where this slab begins when all slabs are laid end to end.
         words: header words as 64-bit cells, ``words[Word.TAIL * 8]`` and so on.
-        columns: shape (5, COLUMNS), uint32.
+        columns: shape (COLUMN_ROWS, COLUMNS), uint32.
         statuses: shape (COLUMNS,), uint16; NBD errno per column of a run that failed.
         entry_status: shape (ENTRIES,), 32-bit cells; NBD errno per entry, valid when FAILURES rose.
         slab: shape (slab_bytes,), uint8; ``slab_view`` is the same as a memoryview, ``slab_words`` as words.
@@ -209,28 +196,31 @@ class Window:
         self._slots[slot * SLOT_BYTES : (slot + 1) * SLOT_BYTES] = bytes(SLOT_BYTES)
 
     def connections(self) -> list[ConnectionInfo]:
-        """The connections now open, in the order of their slots."""
-        found = []
-        for slot in range(CONNECTIONS):
-            number, since, export, state, requests, received, sent, peer = _SLOT.unpack_from(
-                self._slots, slot * SLOT_BYTES
+        """The connections now open, in the order of their slots; a row whose state is none is left out.
+
+        The worker writes the table, and a faulty one anything at all: this never raises, ``export`` may be no
+        export, and ``peer`` any text.
+        """
+        table = bytes(self._slots[: CONNECTIONS * SLOT_BYTES])
+        return [
+            ConnectionInfo(
+                number, since, export, _STATES[state], requests, received, sent,
+                peer.rstrip(b"\0").decode("utf-8", "replace"),
             )
-            if state != ConnectionState.FREE:
-                name = peer.rstrip(b"\0").decode("utf-8", "replace")
-                found.append(
-                    ConnectionInfo(
-                        number, since, export, ConnectionState(state), requests, received, sent, name
-                    )
-                )
-        return found
+            for number, since, export, state, requests, received, sent, peer in _SLOT.iter_unpack(table)
+            if state in _STATES
+        ]  # fmt: skip
 
 
 def _pages(size_bytes: int) -> int:
     return -(-size_bytes // PAGE) * PAGE
 
 
-def make_windows(count: int, layout: WindowLayout, canary: WindowLayout) -> list[Window]:
-    """``count`` windows for workers, and behind them a small one for the observer's canary."""
-    windows = [Window(index, index * layout.slab_bytes, layout) for index in range(count)]
-    windows.append(Window(count, count * layout.slab_bytes, canary))
+def make_windows(layouts: Sequence[WindowLayout]) -> list[Window]:
+    """One window for each layout."""
+    windows: list[Window] = []
+    base = 0
+    for index, layout in enumerate(layouts):
+        windows.append(Window(index, base, layout))
+        base += layout.slab_bytes
     return windows

@@ -2,17 +2,21 @@
 
 The engine alone writes it, in the order in which it gives commands to the device; a block is
 marked before a write is submitted and cleared after zeroing has succeeded, so a block that is
-not marked always reads as zero. Workers read it for block status, the observer for its figures.
+not marked always reads as zero. Workers read it for block status, the observer for its metrics.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+
+from ..system import kernel
+from .protection import seal
 
 BLOCK_BYTES = 4096
 #: Blocks looked at in one step, 64 MiB of export: whoever wants few runs does not wait for all of them.
@@ -23,18 +27,23 @@ class WrittenMap:
     """Made by the supervisor as an empty memory file, sized by the engine, mapped by whoever needs it."""
 
     def __init__(self) -> None:
-        self._fd = os.memfd_create("vramblk-written", os.MFD_CLOEXEC)
+        self._fd = os.memfd_create("vramblk-written", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self.blocks: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
 
     def resize(self, size_bytes: int) -> None:
         """Give the map its size and map it here; ``size_bytes`` is the export's."""
-        os.ftruncate(self._fd, -(-size_bytes // BLOCK_BYTES))
-        self.open()
+        length = -(-size_bytes // BLOCK_BYTES)
+        os.ftruncate(self._fd, length)
+        self.blocks = np.frombuffer(mmap.mmap(self._fd, length), np.uint8)
+
+    def seal(self) -> None:
+        """From here on nobody else can map it writable, write to it, or change its size."""
+        seal(self._fd, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | kernel.F_SEAL_FUTURE_WRITE)
 
     def open(self) -> None:
-        """Map it in this process, after the engine has sized it."""
+        """Map it in this process to read it, after the engine has sized it."""
         length = os.fstat(self._fd).st_size
-        self.blocks = np.frombuffer(mmap.mmap(self._fd, length), np.uint8)
+        self.blocks = np.frombuffer(mmap.mmap(self._fd, length, prot=mmap.PROT_READ), np.uint8)
 
     def written_bytes(self) -> int:
         """Bytes in blocks that hold data; a block counts whole."""

@@ -10,7 +10,9 @@ import subprocess
 
 import pytest
 
-from vramblk import hostmemory, options
+from tools.variables import FOREIGN_VARIABLES
+from vramblk.config import options
+from vramblk.swap import hostmemory
 
 from .conftest import SCRIPT, Host
 
@@ -807,13 +809,26 @@ def test_an_unknown_variable_is_a_warning_with_the_nearest_name(host: Host) -> N
     warnings = [line for line in result.stderr.splitlines() if "warning" in line]
     assert len(warnings) == 1
     assert "VRAMBLK_SWAP_PRIORTY" in warnings[0] and warnings[0].endswith("VRAMBLK_SWAP_PRIORITY")
+    result = host.run("status", VRAMBLK_FROBNICATION="3")
+    assert result.stderr.splitlines()[0].endswith("nothing reads VRAMBLK_FROBNICATION")
+
+
+def test_the_docs_list_everything_that_up_writes() -> None:
+    """Files below /proc and /sys; the list of docs/swap.md is what operators check a machine against."""
+    written = re.findall(r"(?:change|write_value) \"?(/\S+?)\"? ", SCRIPT.read_text().replace("PID of nbd-client", "PID"))
+    written += re.findall(r'change "\$block/queue/(\w+)"', SCRIPT.read_text())
+    names = {path.rpartition("/")[2] for path in written}
+    assert {"oom_score_adj", "min_free_kbytes", "memory.swap.max", "read_ahead_kb"} <= names
+    text = (SCRIPT.parents[1] / "docs" / "swap.md").read_text()
+    listed = text.partition("## What `up` changes")[2].partition("### ")[0]
+    assert [name for name in names if name not in listed] == []
 
 
 def test_the_script_knows_the_servers_names() -> None:
     lists = re.findall(r"^(?:own|server|other)_names='([^']*)'", SCRIPT.read_text(), re.M)
     known = {f"VRAMBLK_{name}" for text in lists for name in text.split()}
     wanted = {f"VRAMBLK_{option.name.upper()}" for option in options.OPTIONS}
-    wanted |= {variable.name for variable in options.FOREIGN_VARIABLES if variable.user != "tests"}
+    wanted |= {variable.name for variable in FOREIGN_VARIABLES if variable.user != "tests"}
     assert known == wanted
 
 

@@ -55,7 +55,7 @@ class Flippable:
     def read(self, offset: int, length: int, *, run: bool = False) -> bytes:
         batch = Batch()
         if run:
-            self.rig.column(0, 0, offset, RX, length, 4)
+            self.rig.column(0, 0, offset, RX + 16, length)
             batch.reads.append(Run(0, 0, 1, RX, RX + 16 + length))
         else:
             batch.copies_out.append(Copy(0, RX + 16, RX + 16 + length, offset))
@@ -66,7 +66,7 @@ class Flippable:
         self.rig.windows[0].slab[28 : 28 + len(data)] = np.frombuffer(data, np.uint8)
         batch = Batch()
         if run:
-            self.rig.column(0, 0, offset, 28, len(data), 0)
+            self.rig.column(0, 0, offset, 28, len(data))
             batch.writes.append(Run(0, 0, 1, 28, 28 + len(data)))
         else:
             batch.copies_in.append(Copy(0, 28, 28 + len(data), offset))
@@ -210,7 +210,7 @@ class ChecksumContract:
         rig, batch = memory.rig, Batch()
         rig.noise()
         for index in range(8):
-            rig.column(0, index, 512 * index, 28 + 540 * index, 512, 0)
+            rig.column(0, index, 512 * index, 28 + 540 * index, 512)
         batch.writes.append(Run(0, 0, 8, 28, 28 + 540 * 8))
         batch.copies_in.append(Copy(1, 7, 1007, 100))
         batch.zeroes.append(Zero(4000, 200))
@@ -223,7 +223,7 @@ class ChecksumContract:
         memory.flip(5 * BLOCK)
         batch = Batch()
         for index in range(10):
-            rig.column(0, index, index * BLOCK, RX + index * 4112, BLOCK, 4)
+            rig.column(0, index, index * BLOCK, RX + 16 + index * 4112, BLOCK)
         batch.reads.append(Run(0, 0, 10, RX, RX + 41120))
         with pytest.raises(ChecksumError):
             rig.memory.execute(batch)
@@ -242,7 +242,7 @@ class ChecksumContract:
         """If a batch fails for another reason, a bad block that it met does not fail the next one."""
         rig = memory.rig
         memory.flip(5 * BLOCK)
-        rig.column(0, 0, 5 * BLOCK, RX, BLOCK, 4)
+        rig.column(0, 0, 5 * BLOCK, RX + 16, BLOCK)
         end = rig.windows[0].slab.nbytes
         batch = Batch()
         batch.reads.append(Run(0, 0, 1, end - 4112, end + 4096))

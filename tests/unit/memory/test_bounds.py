@@ -1,4 +1,4 @@
-"""A worker gone mad: whatever stands in its columns, nothing outside export, staging buffer and slab changes.
+"""A corrupt worker: whatever stands in its columns, nothing outside export, staging buffer and slab changes.
 
 On OpenCL each buffer lies between guards in a larger one; the mapped file goes on behind the export.
 Needs the CPU OpenCL that the project's test extra brings.
@@ -16,18 +16,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.memory.contract import HEADERS, RX, WINDOWS, Rig, make_rig, windows
-from vramblk.executor import Executor
+from tests.unit.memory.contract import RX, WINDOWS, Rig, make_rig, windows
+from tests.unit.sharedmemory import make_shared
+from vramblk.config.settings import load_settings
+from vramblk.config.units import parse_size
+from vramblk.engine.executor import Executor, engine_windows
 from vramblk.memory.arenas import plan_arenas
 from vramblk.memory.base import Batch, DeviceError, Pattern, Run
 from vramblk.memory.devices import CPU, discover
 from vramblk.memory.mapped import MappedMemory
 from vramblk.memory.opencl import OpenCLMemory
 from vramblk.memory.opendevice import OpenDevice
-from vramblk.settings import load_settings
-from vramblk.shared.context import make_shared
-from vramblk.shared.window import ENTRY, ENTRY_BYTES, Op, Word
-from vramblk.units import parse_size
+from vramblk.shared.descriptors import ENTRY, ENTRY_BYTES, Op
+from vramblk.shared.window import Word
 
 EINVAL = 22
 GUARD = 65536
@@ -46,9 +47,8 @@ def near(*borders: int) -> st.SearchStrategy[int]:
 LENGTHS = near(0, 256, 4096, 65535).map(lambda number: number % 65536)
 SHAPES = st.one_of(
     st.builds(
-        lambda length, header, arena: length | header << 16 | arena << 24,
+        lambda length, arena: length | arena << 16,
         LENGTHS,
-        st.sampled_from(HEADERS),
         st.integers(0, 15),
     ),
     st.integers(0, 2**32 - 1),
@@ -57,18 +57,17 @@ PLACES = near(0, ALLOCATION // 16, SIZE % ALLOCATION // 16, 2**32)
 POSITIONS = near(0, STAGING // 4, RX // 4, 2 * RX // 4)
 
 
-def bordering(length: int, header: int, arena: int, beyond16: int, beyond4: int) -> tuple[int, int, int]:
+def bordering(length: int, arena: int, beyond16: int, beyond4: int) -> tuple[int, int, int]:
     """A column that ends so far beyond its arena or the export, and beyond the staging buffer."""
     room = min(ALLOCATION, SIZE - arena * ALLOCATION)
     place = room // 16 + beyond16 - length
-    position = STAGING // 4 + beyond4 - header - length * 4
-    return max(0, place), max(0, position), length | header << 16 | arena << 24
+    position = STAGING // 4 + beyond4 - length * 4
+    return max(0, place), max(0, position), length | arena << 16
 
 
 BORDERING = st.builds(
     bordering,
     st.sampled_from((1, 2, 16, 256, 300)),
-    st.sampled_from((*HEADERS, 1, 3, 15)),
     st.integers(0, 13),
     st.integers(-1, 1),
     st.sampled_from((-8, -4, -1, 0, 1, 4, 10)),
@@ -83,23 +82,17 @@ class Request:
     offset: int
     length: int
     start: int
-    header: int
     in_arena: bool
 
     @classmethod
     def of(cls, place: int, position: int, shape: int) -> Request:
-        arena, length = shape >> 24 & 15, (shape & 0xFFFF) * 16
+        arena, length = shape >> 16, (shape & 0xFFFF) * 16
         offset = arena * ALLOCATION + place * 16
         in_arena = place * 16 + length <= ALLOCATION and offset + length <= SIZE and arena * ALLOCATION < SIZE
-        return cls(offset, length, position * 4, (shape >> 16 & 15) * 4, in_arena)
+        return cls(offset, length, position * 4, in_arena)
 
-    def writes(self) -> bool:
+    def is_inside(self) -> bool:
         return self.in_arena and self.start + self.length <= STAGING
-
-    def reads(self) -> bool:
-        return (
-            self.in_arena and self.start + self.header + self.length <= STAGING and self.header // 4 in HEADERS
-        )
 
 
 @dataclass
@@ -142,13 +135,16 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[Guarded]:
     rig = make_rig(lambda _: OpenCLMemory(device, sizes, verify_reads=verify))
     assert len(wholes) == len(sizes) + 1 + 2 * verify
     assert device.staging_bytes == STAGING
+    staging = np.full(STAGING, GUARD_BYTE, np.uint8)
+    device.read_back(device.staging_handle, staging.view(np.uint32))
+    assert not staging.any(), "what others have left on the device does not reach a slab"
     yield Guarded(rig, device, wholes)
     rig.memory.close()
 
 
 def put(rig: Rig, columns: list[tuple[int, int, int]]) -> Run:
     for index, column in enumerate(columns):
-        rig.windows[0].columns[:, index] = [*column, 1, 2]
+        rig.windows[0].columns[:, index] = column
     return Run(0, 0, len(columns), 0, rig.windows[0].slab.nbytes)
 
 
@@ -165,7 +161,7 @@ def test_opencl_writes(guarded: Guarded, columns: list[tuple[int, int, int]], se
     staging = np.concatenate([window.slab for window in rig.windows])
     expected, times = np.zeros(SIZE, np.uint8), np.zeros(SIZE, np.uint8)
     for request in (Request.of(*column) for column in columns):
-        if request.writes():
+        if request.is_inside():
             end = request.offset + request.length
             expected[request.offset : end] = staging[request.start : request.start + request.length]
             times[request.offset : end] += 1
@@ -184,20 +180,43 @@ def test_opencl_reads(guarded: Guarded, columns: list[tuple[int, int, int]], see
     rig.random = np.random.default_rng(seed)
     rig.memory.fill(0, SIZE, Pattern.RANDOM, seed)
     before = rig.content()
-    requests = [request for request in (Request.of(*column) for column in columns) if request.reads()]
+    requests = [request for request in (Request.of(*column) for column in columns) if request.is_inside()]
     times = np.zeros(STAGING, np.uint8)
     for request in requests:
-        times[request.start : request.start + request.header + request.length] += 1
+        times[request.start : request.start + request.length] += 1
     batch = Batch()
     batch.reads.append(put(rig, columns))
     rig.memory.execute(batch)
     slab = rig.windows[0].slab.copy()
     for request in requests:
-        start = request.start + request.header
-        end = start + request.length
+        start, end = request.start, request.start + request.length
         if end <= len(slab) and (times[start:end] == 1).all():
             assert np.array_equal(slab[start:end], before[request.offset : request.offset + request.length])
     assert np.array_equal(rig.content(), before)
+    guarded.assert_guards()
+
+
+@given(COLUMNS, COLUMNS, st.integers(0, 2**32))
+@settings(max_examples=120, deadline=None)
+def test_opencl_reads_and_writes_together(
+    guarded: Guarded, written: list[tuple[int, int, int]], read: list[tuple[int, int, int]], seed: int
+) -> None:
+    """Such columns of both kinds in one launch: nothing changes but what writes that lie within name."""
+    rig = guarded.rig
+    rig.random = np.random.default_rng(seed)
+    rig.memory.fill(0, SIZE, Pattern.RANDOM, seed)
+    rig.noise()
+    before = rig.content()
+    touched = np.zeros(SIZE, bool)
+    for request in (Request.of(*column) for column in written):
+        if request.is_inside():
+            touched[request.offset : request.offset + request.length] = True
+    run = put(rig, written + read)
+    batch = Batch(apart=True)
+    batch.writes.append(run._replace(count=len(written)))
+    batch.reads.append(run._replace(first=len(written), count=len(read)))
+    rig.memory.execute(batch)
+    assert not ((rig.content() != before) & ~touched).any()
     guarded.assert_guards()
 
 
@@ -238,7 +257,7 @@ def mapped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def tamed(place: int, position: int, shape: int) -> tuple[int, int, int]:
-    """The same with both places well inside; arena and header stay as wild as they are."""
+    """The same with both places well inside; the arena stays as wild as it is."""
     return place % 8000, position % 1000, shape & 0xFFFF01FF
 
 
@@ -270,12 +289,11 @@ def test_mapped(mapped: Mapped, drawn: list[Any], runs: str, window: int) -> Non
     sane = all(
         request.in_arena
         and base <= request.start
-        and request.start + request.header + request.length <= base + slab.nbytes
-        and request.header // 4 in HEADERS
+        and request.start + request.length <= base + slab.nbytes
         for request in requests
     )
     for index, column in enumerate(columns):
-        rig.windows[window].columns[:, index] = [*column, 1, 2]
+        rig.windows[window].columns[:, index] = column
     batch = Batch()
     getattr(batch, runs).append(Run(window, 0, len(columns), 0, slab.nbytes))
     if sane:
@@ -298,7 +316,7 @@ def test_the_engine_goes_on(served: tuple[Any, Executor], columns: list[tuple[in
     shared, engine = served
     window = shared.windows[0]
     for index, column in enumerate(columns):
-        window.columns[:, index] = [*column, 1, 2]
+        window.columns[:, index] = column
     for lo, hi, entry in ((0, len(window.slab), op), (0, 4096, Op.COPY_OUT)):
         tail = window.load(Word.TAIL)
         length = hi - lo if entry is Op.COPY_OUT else 0
@@ -313,7 +331,7 @@ def test_the_engine_goes_on(served: tuple[Any, Executor], columns: list[tuple[in
 
 @pytest.fixture(scope="module", params=["opencl", "mapped"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    shared = make_shared(load_settings(["--allow-cpu", "--size", "5124K"], {}), 1, RX, RX, 2)
+    shared = make_shared(load_settings(["--allow-cpu", "--size", "5124K"], {}), 1, RX, RX)
     memory: Any
     if request.param == "opencl":
         device = OpenDevice(next(device for device in discover() if device.type == CPU), ALLOCATION)
@@ -324,7 +342,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         memory = MappedMemory(
             str(path), parse_size("max"), map_overwrite=True, verify_reads=True, maximum_arena=ALLOCATION
         )
-    memory.attach(shared.windows)
+    windows = engine_windows(shared.windows)
+    memory.attach(windows)
     shared.written[0].resize(SIZE)
-    yield shared, Executor(shared, [memory])
+    yield shared, Executor(shared, [memory], windows)
     memory.close()

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from tests.unit.memory.checksumcontract import ChecksumContract, Flippable, on_opencl
 from tests.unit.memory.contract import MemoryContract, Rig, make_rig
-from vramblk.memory import opendevice, probing
+from vramblk.config.units import parse_size
+from vramblk.memory import opendevice, probing, systemram
 from vramblk.memory.base import Pattern
 from vramblk.memory.checksums import MappedChecksums, edges, touched
 from vramblk.memory.devicechecksums import checksum_bytes
@@ -25,7 +26,6 @@ from vramblk.memory.devices import CPU, discover
 from vramblk.memory.mapped import MappedMemory
 from vramblk.memory.opencl import OpenCLMemory
 from vramblk.memory.opendevice import OpenDevice
-from vramblk.units import parse_size
 
 BLOCK = 4096
 SMALL_ALLOCATION = 384 << 10
@@ -34,6 +34,7 @@ KINDS: dict[str, tuple[int, int | None, int]] = {
     "one": (6 << 20, None, 1),
     "many": (5124 << 10, SMALL_ALLOCATION, 1),
     "lanes": (6 << 20, None, 256),
+    "many lanes": (5124 << 10, SMALL_ALLOCATION, 256),
     "odd lanes": (5124 << 10, SMALL_ALLOCATION, 24),
 }
 
@@ -85,7 +86,7 @@ class TestChecksums(ChecksumContract):
 class TestOpenCL(MemoryContract):
     """Checksums change nothing of what a memory promises."""
 
-    @pytest.fixture(params=["one", "many", "lanes"])
+    @pytest.fixture(params=KINDS)
     def rig(self, request: pytest.FixtureRequest) -> Iterator[Rig]:
         for each in on_cpu(request.param):
             yield each.rig
@@ -195,7 +196,7 @@ def test_usable_leaves_room_for_checksums() -> None:
     """Where the size is found by probing, the export and its checksums together fit."""
     info = next(device for device in discover() if device.type == CPU)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probing, "available_host_bytes", lambda: 4 << 30)
+        patch.setattr(systemram, "available_bytes", lambda *_: 4 << 30)
         plain = probing.usable_bytes(info)
         usable = probing.usable_bytes(info, verify_reads=True)
     assert plain - (4 << 20) < usable + checksum_bytes(usable) <= plain

@@ -93,6 +93,8 @@ class Served:
     def send(self, operation: str, byte: bytes = b"w") -> int:
         """The number of requests."""
         command, length, offsets = OPERATIONS[operation]
+        if command == ZEROES:
+            self.rig.written.blocks[:] = 1  # what is unwritten is not zeroed
         for offset in offsets:
             self.rig.send(command, offset, length, byte * length if command == WRITE else b"")
         return len(offsets)
@@ -122,7 +124,7 @@ Serve = Callable[[str], Served]
 def serve(make_rig: Callable[..., Rig]) -> Serve:
     def run(kind: str = "plain") -> Served:
         device = OpenDevice(next(each for each in discover() if each.type == CPU))
-        device._keep_events = "events" in kind
+        device.keeps_events = "events" in kind
         calls = Calls()
 
         def open_memory(_: object) -> OpenCLMemory:
@@ -149,7 +151,7 @@ def test_nothing_is_acknowledged_before_copy_and_status_check(serve: Serve, kind
     """Promise 11: no entry is done at any call; nothing is queued behind the last clFinish; all events are asked."""
     served = serve(kind)
     seen: list[tuple[int, bytes]] = []
-    done = served.rig.submitter.ring.done
+    done = served.rig.submissions.ring.done
     served.calls.before = lambda: seen.append((done(), served.rig.replies()))
     assert served.ask(operation) == 0
     assert set(seen) == {(0, b"")}
@@ -172,8 +174,7 @@ def test_each_call_that_fails_fails_the_request(serve: Serve, kind: str, operati
         served.calls.fail_at(index, FAILED_IN_WAIT_LIST)
         assert served.ask(operation) == EIO, f"{name}, call {index} of {made}"
         assert "finish" in served.calls.made[index:]
-        # What checksums have found is forgotten by a command that may end later.
-        assert len(served.device._events) == (kind == "checksums and events")
+        assert not served.device._events
         served.calls.mend()
         assert served.ask("write run", b"n") == 0
         assert served.read(4096, 4096) + served.read(8192, 4096) == b"n" * 8192
@@ -181,6 +182,33 @@ def test_each_call_that_fails_fails_the_request(serve: Serve, kind: str, operati
     requests = len(OPERATIONS[operation][2])
     assert served.counted("device_errors") == (1 + requests) * len(made)  # of the batch, then of each alone
     assert not served.counted("device_lost")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_call_that_fails_once_fails_no_request_of_a_mixture(serve: Serve, kind: str) -> None:
+    """Reads and writes of one batch, without checksums of one launch, are repeated request by request."""
+    served = serve(kind)
+
+    def ask(byte: bytes) -> None:
+        for block in (4, 5):
+            served.rig.send(WRITE, block * 4096, 4096, byte * 4096, cookie=block)
+            served.rig.send(READ, (block - 3) * 4096, 4096, cookie=block - 3)
+
+    ask(b"1")
+    served.rig.work()
+    assert len(served.rig.answers()) == 4
+    made = tuple(served.calls.made)
+    assert made.count("launch") == (4 if "checksums" in kind else 1)
+    for index, name in enumerate(made):
+        failing = [FAILED_IN_WAIT_LIST]
+        served.calls.bad = lambda _, at=index, left=failing: left.pop() if left and len(served.calls.made) == at else 0
+        byte = bytes([65 + index])
+        ask(byte)
+        served.rig.work()
+        assert not failing
+        assert {error for _, error, _ in served.rig.answers()} == {0}, f"{name}, call {index} of {made}"
+        assert served.read(4 * 4096, 4096) + served.read(5 * 4096, 4096) == byte * 8192
+    assert served.counted("device_errors") == len(made)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +332,11 @@ def test_what_a_status_means(serve: Serve, name: str, status: int, errno: int, l
     assert (error.errno, error.lost) == (errno, lost)
     assert error.detail == str(failed("clEnqueueNDRangeKernel" if name == "launch" else "a queued command", status))
     assert served.device._lost == lost
+
+
+def test_a_size_that_cannot_be_allocated_is_named_for_people(serve: Serve) -> None:
+    with pytest.raises(DeviceError, match=r"^allocating 1024 TiB: "):
+        serve("plain").device.allocate(1 << 50)
 
 
 def test_both_failures_are_told(serve: Serve) -> None:

@@ -8,13 +8,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyopencl as cl
 import pytest
 
+from vramblk.commands import check, devices
+from vramblk.config.settings import load_settings
+from vramblk.config.units import parse_size
 from vramblk.errors import PreconditionError
-from vramblk.memory import probing
-from vramblk.memory.devices import CPU, GPU, DeviceInfo, choose, normal_pci
-from vramblk.units import parse_size
+from vramblk.memory import open_memories, probing, systemram
+from vramblk.memory.devices import CPU, GPU, DeviceInfo, choose, discover, normal_pci
 
 GIB = 1 << 30
 
@@ -65,6 +69,73 @@ def test_cpu_only_where_allowed() -> None:
     assert choose(HOST[:1], None, "0", allow_cpu=True) is HOST[0]
 
 
+class MadeUp(SimpleNamespace):
+    """A device as pyopencl shows one, in the fields that discovery reads."""
+
+    def __init__(self, kind: int) -> None:
+        super().__init__(
+            type=kind, available=True, compiler_available=True, endian_little=True, max_parameter_size=4352,
+            name="made up", vendor="vendor", driver_version="1.0", global_mem_size=8 * GIB,
+            max_mem_alloc_size=2 * GIB, extensions="",
+        )  # fmt: skip
+
+
+@pytest.fixture
+def made_up(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discovery finds one device of the parameter's type."""
+    platform = SimpleNamespace(name="platform 0", get_devices=lambda: [MadeUp(request.param)])
+    monkeypatch.setattr(cl, "get_platforms", lambda: [platform])
+
+
+IS_GPU, IS_CPU, IS_ACCELERATOR = cl.device_type.GPU, cl.device_type.CPU, cl.device_type.ACCELERATOR
+
+
+@pytest.mark.parametrize(
+    ("made_up", "type"),
+    [
+        (IS_GPU, GPU),
+        (IS_GPU | cl.device_type.DEFAULT, GPU),
+        (IS_GPU | IS_ACCELERATOR, GPU),
+        (IS_CPU, CPU),
+        (IS_ACCELERATOR, CPU),
+        (IS_CPU | IS_ACCELERATOR, CPU),
+        (IS_CPU | IS_GPU, CPU),
+    ],
+    indirect=["made_up"],
+)
+def test_what_is_no_gpu_counts_as_a_cpu(made_up: None, type: str) -> None:
+    """Intel's FPGA emulator is an accelerator in system RAM; a device that claims to be both is a CPU."""
+    assert [found.type for found in discover()] == [type]
+
+
+@pytest.mark.parametrize("made_up", [cl.device_type.CUSTOM], indirect=True)
+def test_a_custom_device_cannot_be_used(made_up: None) -> None:
+    """It runs no kernels of ours, whatever is allowed."""
+    with pytest.raises(PreconditionError, match="neither GPU, accelerator nor CPU"):
+        choose(discover(), None, None, allow_cpu=True)
+
+
+@pytest.mark.parametrize("made_up", [IS_ACCELERATOR, IS_CPU | IS_GPU], indirect=True)
+def test_system_ram_is_never_served_as_a_gpu(made_up: None) -> None:
+    """The server, the list of devices and the check agree on an accelerator, and on a CPU that claims to be a GPU."""
+    (found,) = discover()
+    for device in (None, "0", "made"):
+        with pytest.raises(PreconditionError, match="allow-cpu"):
+            choose([found], None, device, allow_cpu=False)
+        assert choose([found, HOST[1]], None, None, allow_cpu=True) is HOST[1]
+    assert devices.usability(found) == "with --allow-cpu (system RAM)"
+    swap = "--mode", "swap", "--listen-addr", "unix:/tmp/socket"
+    for options, state in (
+        ((), check.MISSING),
+        (("--allow-cpu",), check.WARNING),
+        (("--allow-cpu", *swap), check.MISSING),
+    ):
+        settings = load_settings(options, {})
+        assert [each.state for each in check.examine(settings) if each.name == "device"] == [state]
+    with pytest.raises(PreconditionError, match="is system RAM, and swap mode needs a GPU"):
+        open_memories(settings.exports, (), allow_cpu=True, map_overwrite=False)
+
+
 @pytest.mark.parametrize(
     ("platform", "name", "said"),
     [
@@ -105,7 +176,7 @@ def test_shares() -> None:
     sizes = [parse_size(text) for text in ("1G", "50%", "max", "max")]
     assert probing.share(sizes, lambda: 8 * GIB) == [GIB, 4 * GIB, 3 * GIB // 2, 3 * GIB // 2]
     assert probing.share([parse_size("3G")], lambda: 1 // 0) == [3 * GIB]
-    with pytest.raises(ValueError, match="together"):
+    with pytest.raises(ValueError, match="sizes 60%, 60% are together more than the 1 GiB there are"):
         probing.share([parse_size("60%"), parse_size("60%")], lambda: GIB)
     with pytest.raises(ValueError):
         probing.share([parse_size("100%"), parse_size("max")], lambda: GIB)
@@ -114,7 +185,7 @@ def test_shares() -> None:
 def test_max_on_a_cpu_leaves_the_host_its_memory() -> None:
     """On a CPU device nothing is touched to find out: half of what the host has available."""
     usable = probing.usable_bytes(device(0, 0, "cpu", CPU))
-    assert 0 < usable <= probing.available_host_bytes() // 2
+    assert 0 < usable <= systemram.available_bytes() // 2
 
 
 def _devices(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -136,6 +207,19 @@ def test_listing() -> None:
     rows = json.loads(_devices({}, "--json").stdout)["devices"]
     assert any(row["type"] == CPU and row["needs_allow_cpu"] for row in rows)
     assert all(row["memory_bytes"] >= row["largest_allocation_bytes"] > 0 for row in rows)
+
+
+def test_listing_in_a_narrow_terminal() -> None:
+    """At 80 columns each device is a paragraph: a table of ten columns would be broken within words."""
+    shown = _devices({"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "80"}).stdout
+    first = shown.split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in first] == [
+        "platform", "device", "name", "type", "vendor", "driver", "memory", "largest", "pci", "usable",
+    ]  # fmt: skip
+    row = json.loads(_devices({}, "--json").stdout)["devices"][0]
+    assert f"name      {row['name']}" in first and f"type      {row['type']}" in first
+    wide = _devices({"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "220"}).stdout
+    assert "largest" in wide.splitlines()[1]
 
 
 def test_kernels_compile_without_a_writable_home(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from vramblk.config.settings import ExportSettings
+from vramblk.config.units import parse_size
 from vramblk.errors import PreconditionError
 from vramblk.memory import maptarget, open_memories
 from vramblk.memory.mapped import MappedMemory
-from vramblk.settings import ExportSettings
-from vramblk.units import parse_size
 
 MIB = 1 << 20
 
@@ -46,7 +46,7 @@ def test_size_is_of_the_file(in_ram: Path, size: str, expected: int) -> None:
 
 def test_beyond_the_file(in_ram: Path) -> None:
     """A size beyond the file is refused, and its content stays."""
-    with pytest.raises(PreconditionError, match="4M"):
+    with pytest.raises(PreconditionError, match="4 MiB"):
         opened(in_ram, "5M")
     assert in_ram.read_bytes() == b"x" * (4 * MIB)
 
@@ -122,7 +122,7 @@ def test_opencl_is_not_loaded(in_ram: Path) -> None:
     """Exports that are all mapped never load OpenCL."""
     code = (
         "import sys; from vramblk.memory import open_memories\n"
-        "from vramblk.settings import ExportSettings; from vramblk.units import parse_size\n"
+        "from vramblk.config.settings import ExportSettings; from vramblk.config.units import parse_size\n"
         f"e = ExportSettings('a', parse_size('max'), None, 'map:{in_ram}', 'scratch', False)\n"
         "(m,) = open_memories([e], (), allow_cpu=False, map_overwrite=False); m.prove(); m.close()\n"
         "assert 'pyopencl' not in sys.modules"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,18 +11,20 @@ import pytest
 from tests.failing_memory import FailingMemory
 from tests.unit.memory.contract import windows
 from tests.unit.memory.stuck import Stuck
-from vramblk import selftest
+from vramblk.commands import selftest
+from vramblk.config.settings import load_settings
+from vramblk.config.units import parse_size
 from vramblk.memory.base import Batch, Copy, DeviceError, Zero
 from vramblk.memory.mapped import MappedMemory
-from vramblk.settings import load_settings
-from vramblk.units import parse_size
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> MappedMemory:
+def memory(tmp_path: Path) -> Iterator[MappedMemory]:
     path = tmp_path / "memory"
     path.write_bytes(b"x" * (1 << 20))
-    return MappedMemory(str(path), parse_size("max"), map_overwrite=True)
+    found = MappedMemory(str(path), parse_size("max"), map_overwrite=True)
+    yield found
+    found.close()
 
 
 def test_good_memory_passes(memory: MappedMemory) -> None:

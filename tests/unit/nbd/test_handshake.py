@@ -378,6 +378,6 @@ class TestContract:
 
     def test_a_refusal_says_why_for_the_log(self, connect):
         (sent,) = connect().option(Option.GO, connect().encode_go("nope"))
-        assert sent.refusal == "GO: no export of this name"
+        assert sent.refusal == "GO: no export of this name: 'nope'"
         (sent,) = connect().option(Option.LIST)
         assert sent.refusal == ""

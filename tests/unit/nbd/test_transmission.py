@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from vramblk.nbd.constants import Command, CommandFlag, Error
 from vramblk.nbd.replies import ReplyFormat
-from vramblk.nbd.runs import PLAIN_BYTES, Plain, Side, fill_done, fill_read_header
+from vramblk.nbd.replyheaders import fill_done, fill_read_header
+from vramblk.nbd.runs import PLAIN_BYTES, Plain
 from vramblk.nbd.transmission import Parser, Request, TransmissionError
 from vramblk.nbd.validation import validate
 
@@ -202,13 +203,11 @@ def test_reply_headers_have_the_lengths_of_the_specification() -> None:
 def test_a_header_laid_as_words_equals_one_made_as_bytes(structured: bool, extended: bool) -> None:
     """The header before the data of a read, in each format."""
     format = ReplyFormat(structured, extended)
-    side = Side()
-    side.count = 1
-    side.offset[0], side.length[0] = (5 << 32) + 4096, 65536
-    side.cookie[0], side.cookie[1] = struct.unpack("<II", b"cookie07")
+    offset, length = (5 << 32) + 4096, 65536
     buffer = bytearray(format.read_header_bytes + 8)
-    fill_read_header(memoryview(buffer).cast("I"), 1, side, format.read_header_bytes)
-    asked = Request(0, 0, b"cookie07", side.offset[0], 65536, 0)
+    words = memoryview(buffer).cast("I")
+    fill_read_header(words, 1, *struct.unpack("<II", b"cookie07"), offset, length, format.read_header_bytes)
+    asked = Request(0, 0, b"cookie07", offset, length, 0)
     assert buffer[4:-4] == format.read_header(asked, asked.offset, asked.length, last=True)
 
 

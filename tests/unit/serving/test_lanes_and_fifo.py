@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vramblk.serving.lanes import SMALLEST, Lanes, lane_sizes
-from vramblk.shared.ring import ContiguousFifo
+from vramblk.shared.contiguousfifo import ContiguousFifo
 
 
 @given(st.integers(1, 64), st.integers(0, 64 << 20))
@@ -22,6 +22,13 @@ def test_lane_sizes_fill_the_slab(lanes: int, more: int) -> None:
     assert min(sizes) >= SMALLEST
     assert sum(sizes) <= slab
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_engines_own_clients_have_room_for_large_pieces() -> None:
+    """One slab for 64 clients: those that come first are not cut down to the smallest lane, nor is one given all."""
+    sizes = lane_sizes(64 << 20, 64)
+    assert sizes[:2] == [16 << 20, 16 << 20] and sizes[2] > 8 << 20
+    assert sum(sizes) <= 64 << 20
 
 
 def test_too_small_a_slab_is_refused() -> None:
@@ -51,6 +58,9 @@ def test_fifo_never_overlaps(seed: int) -> None:
     for _ in range(300):
         if live and generator.random() < 0.5:
             fifo.release(live.popleft()[1])
+        if generator.random() < 0.2:
+            fifo.allocate(generator.randint(1, 400))
+            fifo.restore(len(live), live[-1][1] if live else 0)
         amount = generator.randint(1, 400)
         largest = fifo.largest()
         start = fifo.allocate(amount)

@@ -3,7 +3,7 @@
     altered_server.py FAULTS WITHOUT OPTIONS...
 
 FAULTS is a file of two bytes that this makes: the first counts batches with writes, the second batches with reads, that
-are still to fail as a device does. A count, since a guest that cannot write to its swap cannot run a command that ends
+are still to fail as a device does. A copy that is made without a batch counts as one. A count, since a guest that cannot write to its swap cannot run a command that ends
 the fault. WITHOUT names safeguards of ``tests/without.py`` to leave out, separated by commas, or "nothing".
 """
 
@@ -17,8 +17,11 @@ from tests.without import leave_out
 from vramblk import cli
 from vramblk.memory import mapped
 from vramblk.memory.base import Batch, DeviceError
+from vramblk.memory.copies import MappedCopies
 
 NBD_EIO = 5
+#: Any status that is not 0.
+FAILED = -5
 
 
 def inject(path: Path) -> None:
@@ -37,7 +40,21 @@ def inject(path: Path) -> None:
             raise DeviceError(NBD_EIO, "a read, as the test asked")
         execute(self, batch)
 
+    class FailingCopies(MappedCopies):
+        def read(self, offset: int, length: int, address: int) -> int:
+            if flags[1]:
+                flags[1] -= 1
+                return FAILED
+            return super().read(offset, length, address)
+
+        def write(self, offset: int, length: int, address: int) -> int:
+            if flags[0]:
+                flags[0] -= 1
+                return FAILED
+            return super().write(offset, length, address)
+
     mapped.MappedMemory.execute = failing  # type: ignore[method-assign]
+    mapped.MappedCopies = FailingCopies  # type: ignore[misc]
 
 
 inject(Path(sys.argv[1]))

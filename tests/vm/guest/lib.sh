@@ -50,7 +50,7 @@ metric() { ask /metrics | awk -v name="$1" '$1 == name { print int($2); found = 
 
 is_ready() { ask /readyz >/dev/null; }
 
-swap_options="--mode swap --device map:/dev/mmapper --listen-addr unix:/run/vramblk/nbd.sock --workers 1"
+swap_options="--mode swap --device map:/dev/mmapper --listen-addr unix:/run/vramblk/nbd.sock"
 
 # VM_WITHOUT names the safeguards that this run leaves out, separated by commas.
 left_out() { case ",${VM_WITHOUT-}," in *,"$1",*) ;; *) return 1 ;; esac }
@@ -186,7 +186,7 @@ edit_script() { # sed's expression
 
 swapon_seen() { grep -q '^/dev/nbd' /proc/swaps; }
 
-data_path() { # pids of supervisor, workers and engine
+data_path() { # pids of supervisor, engine, and workers if there are any
     for each in $(server_pids); do
         read -r name <"/proc/$each/comm" || continue
         case $name in vramblk-observe*) ;; vramblk-*) echo "$each" ;; esac
@@ -199,7 +199,7 @@ locked_kib() {
 
 # A look at nobody would find nothing amiss.
 is_complete() {
-    for each in vramblk-supervi vramblk-engine vramblk-worker; do
+    for each in vramblk-supervi vramblk-engine; do
         [ -n "$(pid_of "$each")" ] || fail "no $each is in the data path"
     done
 }

@@ -4,7 +4,7 @@ start_server
 attach
 # The guest's RAM is as small as this allows.
 locked=$(locked_kib)
-{ [ "$locked" -gt 0 ] && [ "$locked" -le 114688 ]; } || fail "the server locks $locked KiB, nothing or more than 112 MiB"
+{ [ "$locked" -gt 0 ] && [ "$locked" -le 122880 ]; } || fail "the server locks $locked KiB, nothing or more than 120 MiB"
 remember_server
 start_filler "$twice_ram" "${VM_PASSES:-1}"
 verified 'twice the RAM, every page as written (promise 6)'

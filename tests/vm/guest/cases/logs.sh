@@ -1,15 +1,14 @@
 # shellcheck shell=sh disable=SC2154,SC2034,SC2086,SC2046,SC3045
 # Promise 17: logs and metrics never block I/O. Nobody reads the log, clients of the status socket read nothing, the
-# observer stands still, and all that while worker, engine and supervisor have something to say.
+# observer stands still, and all that while engine and supervisor have something to say.
 fill_pipe() { dd if=/dev/zero of="$1" bs=4096 oflag=nonblock status=none 2>/dev/null; }
 
 pipes() { readlink "/proc/$1/fd"/* | grep '^pipe:' | sort -u; }
 
-# The pipe that all processes log into: the one that engine and worker have in common with the observer, besides stdout.
+# The pipe that all processes log into: the one that the engine has in common with the observer, since stdout is no pipe.
 log_channel() {
     pipes "$(pid_of vramblk-engine)" >/run/pipes.engine
-    pipes "$(pid_of vramblk-worker)" >/run/pipes.worker
-    pipes "$(pid_of vramblk-observe)" | grep -Fxf /run/pipes.engine | grep -Fxf /run/pipes.worker
+    pipes "$(pid_of vramblk-observe)" | grep -Fxf /run/pipes.engine
 }
 
 descriptor_of() { # pid pipe: the first descriptor of that pipe
@@ -46,7 +45,7 @@ note "the log channel is $channel of $(log_channel | wc -l)"
 fill_pipe "$(descriptor_of "$(pid_of vramblk-supervi)" "$channel")"
 start_filler "$((VM_MIB * 5 / 4))" 1 /run/enough
 pressed
-# Something to say for everybody: errors in engine and worker, a drain in the supervisor.
+# Something to say for everybody: errors in the engine, a drain in the supervisor.
 inject writes 5
 kill -TERM "$server"
 sleep 15

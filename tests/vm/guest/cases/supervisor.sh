@@ -12,4 +12,4 @@ expect 1 'up refuses the swap whose supervisor is gone' vramblk-swap up
 expect 0 'down works without the supervisor' vramblk-swap down
 is_gone() { [ -z "$(data_path)" ]; }
 until_true 60 is_gone || fail "left behind: $(data_path)"
-pass 'worker and engine end once the last client has gone'
+pass 'the engine ends once the last client has gone'

@@ -1,6 +1,6 @@
 # shellcheck shell=sh disable=SC2154,SC2034,SC2086,SC2046,SC3045
 # Promise 16: what a dead worker means, and that no page is ever read from a server that came later.
-start_server
+start_server --workers 1
 attach
 # One that sleeps all the while with its pages in swap, and one that works.
 start_named_filler sleeper 16 1 /run/awake 4096
@@ -28,7 +28,7 @@ pass '/healthz says which device is lost'
 kill -KILL $(server_pids)
 sleep 1
 rm -f /run/vramblk/*
-start_server
+start_server --workers 1
 expect 1 'up refuses, although a new server is ready' vramblk-swap up
 expect 1 'up --force refuses too' vramblk-swap up --force
 mv /run/vramblk-swap /run/records-of-up

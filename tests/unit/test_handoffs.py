@@ -1,0 +1,96 @@
+"""What a worker is given: new TLS files among connections that are taken back, and connections that have begun."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from vramblk.nbd.events import Begin
+from vramblk.shared import moves
+from vramblk.shared.window import WindowLayout, make_windows
+from vramblk.supervisor.handoffs import Handoffs
+
+
+@pytest.fixture
+def handoffs() -> Iterator[Handoffs]:
+    [window] = make_windows([WindowLayout(4096, 4096, 1)])
+    doorbell = os.eventfd(0, os.EFD_NONBLOCK)
+    found = Handoffs(window, doorbell)
+    yield found
+    found.close()
+    os.close(doorbell)
+
+
+def give(handoffs: Handoffs, number: int) -> bool:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        return handoffs.send(ours, number, f"peer {number}", 0.0)
+
+
+def received(handoffs: Handoffs) -> list[dict[str, object]]:
+    """What the worker would get, with the content of TLS files in the place of their length."""
+    messages = []
+    handoffs.theirs.setblocking(False)
+    while True:
+        try:
+            text, fds, _, _ = socket.recv_fds(handoffs.theirs, 4096, 1)
+        except BlockingIOError:
+            return messages
+        message = json.loads(text)
+        if "tls" in message:
+            message["tls"] = os.pread(fds[0], message["tls"], 0)
+        messages.append(message)
+        os.close(fds[0])
+
+
+def test_tls_files_are_no_connection(handoffs: Handoffs) -> None:
+    assert handoffs.renew_tls(b"new")
+    assert handoffs.sent == handoffs.waiting == 0
+    assert handoffs.take_back() is None
+    assert received(handoffs) == [{"tls": b"new"}]
+
+
+def test_connections_are_taken_back_and_tls_files_stay(handoffs: Handoffs) -> None:
+    give(handoffs, 1)
+    handoffs.renew_tls(b"old")
+    handoffs.renew_tls(b"new")
+    give(handoffs, 2)
+    taken = []
+    while (found := handoffs.take_back()) is not None:
+        handoff, sock = found
+        assert sock is not None
+        sock.close()
+        taken.append(handoff.number)
+    assert taken == [1, 2]
+    assert handoffs.sent == handoffs.waiting == 0
+    assert received(handoffs) == [{"tls": b"new"}]
+
+
+def test_no_connection_is_given_before_the_files(handoffs: Handoffs) -> None:
+    number = 0
+    while give(handoffs, number):
+        number += 1
+    assert not handoffs.renew_tls(b"new")
+    assert len(received(handoffs)) == number
+    assert give(handoffs, number)
+    assert [set(message) for message in received(handoffs)] == [{"tls"}, {"id", "peer"}]
+
+
+def test_a_connection_that_has_begun_is_taken_back_as_such(handoffs: Handoffs) -> None:
+    """So that the next worker goes on where the last one would have."""
+    begun = {"export": 0, "leftover": "ff"}
+    with socket.socket() as connection:
+        assert handoffs.send(connection, 1, "a", 0.0, begun)
+        taken = handoffs.take_back()
+    assert taken is not None and taken[1] is not None
+    taken[1].close()
+    assert taken[0].begun == begun and handoffs.take_back() is None
+
+
+def test_how_a_connection_goes_on_travels_as_text() -> None:
+    begin = Begin(3, True, False, 7, bytes(range(256)))
+    assert moves.unpack(json.loads(json.dumps(moves.pack(begin)))) == begin

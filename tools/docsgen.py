@@ -1,0 +1,157 @@
+"""``python -m tools.docsgen [--check]``: the pages that are made from the tables of options and variables.
+
+Writes docs/options.md, .env.example, and the table between the markers of README.md, below the
+current directory. With ``--check`` writes nothing and exits 1 if one of them is not up to date.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tools import generated
+from tools.variables import FOREIGN_VARIABLES
+from vramblk.config.options import BY_ENTRY_KEY, GROUPS, OPTIONS, Option
+
+BEGIN = "<!-- options: made by `python -m tools.docsgen` -->"
+END = "<!-- end of options -->"
+
+
+def main(arguments: list[str], root: Path = Path()) -> int:
+    """Write the pages below ``root``, or with ``--check`` only compare."""
+    return generated.main("python -m tools.docsgen", arguments, lambda: _pages(root))
+
+
+def _pages(root: Path) -> dict[Path, str]:
+    pages = {root / "docs" / "options.md": options_page(), root / ".env.example": env_example()}
+    readme = root / "README.md"
+    if readme.exists():
+        pages[readme] = with_table(readme.read_text())
+    return pages
+
+
+def option_table() -> str:
+    """One row for each option, for the README."""
+    rows = ["| Option | Variable | Default | |", "| --- | --- | --- | --- |"]
+    rows += [f"| {_flags(o)} | `{o.environment}` | {_default(o)} | {_cell(o.help)} |" for o in OPTIONS]
+    return "\n".join(rows)
+
+
+def with_table(readme: str) -> str:
+    """The README with a fresh table between its markers; without markers as it is."""
+    head, begin, rest = readme.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    return f"{head}{begin}\n{option_table()}\n{end}{tail}" if begin and end else readme
+
+
+def options_page() -> str:
+    """docs/options.md."""
+    parts = [_HEAD]
+    for group in GROUPS:
+        parts.append(f"## {group}\n")
+        parts += [_section(option) for option in OPTIONS if option.group == group]
+    parts.append(_EXPORTS.format(keys=", ".join(f"`{key}`" for key in BY_ENTRY_KEY)))
+    rows = [f"| `{v.name}` | {v.user} | {v.default or 'none'} | {_cell(v.help)} |" for v in FOREIGN_VARIABLES]
+    parts.append("\n".join([_FOREIGN, *rows, ""]))
+    return "\n".join(parts)
+
+
+def env_example() -> str:
+    """.env.example: every variable, commented out, with its default."""
+    lines = [
+        "# Copy to .env and uncomment what you need. docker compose reads it, and so do make up, make down,",
+        "# make logs and make status; make run and a vramblk started by hand do not.",
+        "# An empty value is the same as none, but an error for the token and for TLS, which would be off.",
+        "# VRAMBLK_X_FILE=/path takes the value of VRAMBLK_X from a file, for every option below whose value",
+        "# is not a path itself.",
+    ]
+    for group in GROUPS:
+        lines += ["", f"# --- {group}"]
+        for option in OPTIONS:
+            if option.group == group:
+                lines += [f"# {option.help}", f"# Allowed: {option.allowed}"]
+                lines += [f"# Default: {option.default_note}"] if option.default_note else []
+                lines += [f"#{option.environment}={option.default or ''}"]
+    for user in dict.fromkeys(variable.user for variable in FOREIGN_VARIABLES):
+        lines += ["", f"# --- Read by: {user}"]
+        for variable in FOREIGN_VARIABLES:
+            if variable.user == user:
+                lines += [f"# {variable.help}", f"#{variable.name}={variable.default}"]
+    return "\n".join(lines) + "\n"
+
+
+def _section(option: Option) -> str:
+    argument = "" if option.boolean else f" {option.metavar}"
+    twin = f"; `--no-{option.flag[2:]}` turns it off" if option.boolean else ""
+    key = f"`{option.name}`"
+    if option.repeatable:
+        key += ", a list"
+    elif option.per_export:
+        key += f", in an entry of `exports` `{option.entry_key}`"
+    file_twin = "" if option.path else f", or a file with the value: `{option.file_variable}`"
+    separated = ", comma-separated" if option.repeatable else ""
+    return (
+        f"### {_flags(option, argument)}\n\n{option.help}\n\n"
+        f"- Allowed: {option.allowed}{twin}\n- Default: {_default(option)}\n"
+        f"- Variable: `{option.environment}`{separated}{file_twin}\n- YAML key: {key}\n"
+    )
+
+
+def _flags(option: Option, argument: str = "") -> str:
+    names = [option.short, option.flag] if option.short else [option.flag]
+    return ", ".join(f"`{name}{argument}`" for name in names)
+
+
+def _default(option: Option) -> str:
+    return option.default_note or (f"`{option.default}`" if option.default else "none")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+_HEAD = """# Options
+
+Made from the table in `vramblk/config/options.py` by `python -m tools.docsgen`; changes belong there.
+
+Each option is a flag, an environment variable and a key of the YAML file that `--config` names. A flag
+overrides the environment, that the file, and that the default. A value is checked wherever it stands, also
+where a stronger source overrides it: an error names the setting, where it came from, the value and what is
+allowed, and the exit status is 2. `vramblk check` prints every value with where it came from. An empty
+variable counts as unset, except for the metrics token and the options of TLS: there it is an error, so that
+no protection is off by mistake. Keys of the file may be written with hyphens. Flags stand after the
+subcommand: `vramblk check --size 64M`.
+
+`VRAMBLK_X_FILE=/path` takes the value of `VRAMBLK_X` from a file, as secrets are mounted. Newlines at the
+end are dropped. A file that is empty, unreadable, or has Windows line ends or a byte-order mark is an error.
+"""
+
+_EXPORTS = """## Several exports
+
+The YAML key `exports` is a list.
+
+```yaml
+listen_addr: ["127.0.0.1:10809", "unix:/run/vramblk/nbd.sock"]
+exports:
+  - {{name: fast, size: 4G, device: 0}}
+  - {{name: big, size: 50%, device: 1, read_only: no}}
+```
+
+An entry may have {keys}.
+What it leaves out is taken from the top level of the file (`max_connections` from
+`export_max_connections`), then from the default. A flag or variable overrides the entries, as it
+overrides everything in the file; the event `exports_overridden` and `vramblk check` warn of it. One export
+in mode swap makes the whole server a swap server. Two exports of one name are an error.
+"""
+
+_FOREIGN = """## Variables of others
+
+These are not options of the server. A `VRAMBLK_` variable that is neither here nor above is reported with the
+nearest known name, if one is near (event `unknown_variable`).
+
+| Variable | Read by | Default | |
+| --- | --- | --- | --- |"""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The subcommands, one module each, and what only they use."""

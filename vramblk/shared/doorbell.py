@@ -1,0 +1,82 @@
+"""Wakes a process that may be asleep, and only then: ringing is a system call.
+
+The waker publishes its work, then looks at the sleeper's word, and rings if that is set. The sleeper sets its
+word, then looks for work once more, and sleeps if there is none. Both have a full barrier between their store
+and their load, so that at least one of them sees the other. Compiled, with the types of ``doorbell.pxd``.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable
+from contextlib import suppress
+
+from .barrier import full_barrier
+from .control import Control, ControlWord
+from .window import Window, Word
+
+
+class Doorbell:
+    """Of one sleeper.
+
+    Args:
+        words: header words of the window or of the control page.
+        word: which of them is 1 while the sleeper may be asleep.
+        fd: the eventfd that the sleeper waits for.
+    """
+
+    def __init__(self, words: memoryview, word: int, fd: int) -> None:
+        self._words = words
+        self._at = word * 8
+        self.fd = fd
+
+    # The waker's side
+
+    def wake(self) -> bool:
+        """After work was published: wake the sleeper if it may be asleep; True if it had to be."""
+        full_barrier()
+        return self.wake_unordered()
+
+    def wake_unordered(self) -> bool:
+        """As ``wake``, by a caller that has passed the barrier already: once for several sleepers."""
+        if not self._words[self._at]:
+            return False
+        with suppress(BlockingIOError):  # a doorbell that takes no more was rung already
+            os.eventfd_write(self.fd, 1)
+        return True
+
+    # The sleeper's side
+
+    def begin_sleep(self) -> None:
+        """From now on others ring. The caller must look for work once more before it sleeps."""
+        self._words[self._at] = 1
+        full_barrier()
+
+    def end_sleep(self) -> None:
+        """Awake: nobody need ring."""
+        self._words[self._at] = 0
+
+    def clear(self) -> None:
+        """Forget that it was rung."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+
+    def wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        """Sleep once until rung, unless ``ready``, for at most so long; whether it was ready or rung."""
+        poller = select.poll()
+        poller.register(self.fd, select.POLLIN)
+        self.begin_sleep()
+        found = ready() or bool(poller.poll(timeout_s * 1000))
+        self.end_sleep()
+        self.clear()
+        return found
+
+
+def worker_doorbell(window: Window, fd: int) -> Doorbell:
+    """Of the worker that this window belongs to, or of the canary."""
+    return Doorbell(window.words, Word.WORKER_SLEEPING, fd)
+
+
+def engine_doorbell(control: Control, fd: int) -> Doorbell:
+    return Doorbell(control.words, ControlWord.ENGINE_SLEEPING, fd)

@@ -1,0 +1,1 @@
+"""What the operating system offers: kernel calls, /proc, cgroups, logs, signals, TLS."""
