@@ -30,28 +30,31 @@ class Group:
     """One directory of tests; the timeouts are seconds for one test and for all of them.
 
     Attributes:
-        by_name_only: too long to run with the others; it runs where it is named.
+        parallel: its tests do not measure time and share nothing, so two of them may run at once.
+        by_name_only: too long to run with the others; it runs if it is named.
     """
 
     name: str
     test_timeout_s: int
     total_timeout_s: int
     skips_are_failures: bool = True
+    parallel: bool = False
     by_name_only: bool = False
 
 
 GROUPS = (
-    Group("unit", 120, 1500),
+    Group("unit", 120, 1500, parallel=True),
     Group("wire", 180, 2700),
     Group("page", 300, 1800),
     Group("oclgrind", 600, 3600),
     Group("container", 900, 3600),
-    Group("vm", 1800, 10800),
+    Group("vm", 1800, 10800, parallel=True),
     Group("intel_cpu", 300, 1800, by_name_only=True),
     Group("qemu", 4500, 4800, by_name_only=True),
     Group("gpu", 600, 1800, skips_are_failures=False),
 )
 _NO_TESTS_COLLECTED = 5
+_AT_ONCE = 2
 _KILL_AFTER_S = 30
 
 
@@ -91,7 +94,8 @@ def run_group(group: Group, require_all: bool, extra: list[str]) -> Outcome:
         report = Path(scratch) / "report.xml"
         command = [
             sys.executable, "-m", "pytest", str(directory), f"--junitxml={report}", "-o", "junit_family=xunit1",
-            f"--timeout={group.test_timeout_s}", "-q", "-ra", "--durations=5", *extra,
+            f"--timeout={group.test_timeout_s}", "-q", "-ra", "--durations=5",
+            *(["-n", str(min(_AT_ONCE, os.cpu_count() or 1))] if group.parallel else []), *extra,
         ]  # fmt: skip
         status = _run(command, group.total_timeout_s)
         outcome.seconds = time.monotonic() - started

@@ -30,7 +30,7 @@ def base_image() -> str:
 @pytest.fixture(scope="session")
 def image(base_image: str) -> str:
     """The image with the CPU runtime, from the working tree."""
-    return build(docker.IMAGE, "nvidia cpu")
+    return build(docker.IMAGE, docker.RUNTIMES)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE, RUSTICL_IMAGE = "vramblk:test", "vramblk:rusticl-test"
 COMPOSE_V1 = ("docker-compose",)
 COMPOSE_V2 = ("docker", "compose")
+#: The OpenCL runtimes in the image under test.
+RUNTIMES = "nvidia cpu"
 BUILD_TIMEOUT_S = 800
 HEALTHY_WITHIN_S = 10
 

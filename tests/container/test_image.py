@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -121,9 +122,28 @@ def test_size_stays_what_the_documentation_says(image):
     assert docker.inspect(image)["Size"] < 400e6
 
 
+@pytest.fixture(scope="module")
+def second_image(image: str) -> Iterator[str]:
+    """The same image by the classic builder, every step run anew."""
+    tag = "vramblk:classic"
+    docker.run(
+        "docker", "build", "-q", "--no-cache", "--build-arg", f"RUNTIMES={docker.RUNTIMES}", "-t", tag, ".",
+        env={"DOCKER_BUILDKIT": "0"}, timeout=docker.BUILD_TIMEOUT_S,
+    )  # fmt: skip
+    yield tag
+    docker.run("docker", "image", "rm", tag, check=False)
+
+
+@requires_docker
+def test_two_builds_differ_in_timestamps_only(image, second_image):
+    first, second = (contents(tag) for tag in (image, second_image))
+    assert {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)} == set()
+
+
 @requires_docker
 @pytest.mark.parametrize("buildkit", ["0", "1"])
-def test_builds_with_either_builder_and_again_quickly(base_image, tmp_path, buildkit):
+def test_builds_with_either_builder_and_again_quickly(second_image, tmp_path, buildkit):
+    """After a change of the source, each builder has the image again within seconds."""
     if buildkit == "1" and docker.run("docker", "buildx", "version", check=False).returncode:
         pytest.skip("requires buildx")
     for name in CONTEXT:
@@ -137,13 +157,13 @@ def test_builds_with_either_builder_and_again_quickly(base_image, tmp_path, buil
     def build() -> float:
         began = time.monotonic()
         docker.run(
-            "docker", "build", "-q", "--build-arg", "RUNTIMES=cpu", "-t", tag, tmp_path,
+            "docker", "build", "-q", "--build-arg", f"RUNTIMES={docker.RUNTIMES}", "-t", tag, tmp_path,
             env={"DOCKER_BUILDKIT": buildkit}, timeout=docker.BUILD_TIMEOUT_S,
         )  # fmt: skip
         return time.monotonic() - began
 
     try:
-        assert build() < 600
+        build()
         again = []
         for number in range(3):  # the best of three: other work on the machine is not the image's fault
             with (tmp_path / "vramblk/__init__.py").open("a") as source:
@@ -155,21 +175,6 @@ def test_builds_with_either_builder_and_again_quickly(base_image, tmp_path, buil
         assert run(tag, "--version").stdout.startswith("vramblk ")
     finally:
         docker.run("docker", "image", "rm", tag, check=False)
-
-
-@requires_docker
-def test_two_builds_differ_in_timestamps_only(base_image):
-    tags = ["vramblk:first", "vramblk:second"]
-    try:
-        for tag in tags:
-            docker.run(
-                "docker", "build", "-q", "--no-cache", "--build-arg", "RUNTIMES=cpu", "-t", tag, ".",
-                timeout=docker.BUILD_TIMEOUT_S,
-            )  # fmt: skip
-        first, second = (contents(tag) for tag in tags)
-        assert {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)} == set()
-    finally:
-        docker.run("docker", "image", "rm", *tags, check=False)
 
 
 def contents(image: str) -> dict[str, tuple[object, ...]]:

@@ -19,6 +19,8 @@ pytestmark = requires("fio")
 Watch = Callable[[Server, threading.Event], None]
 ROUNDS = 6
 RUN_S = 4
+#: 1 % of what two cores serve. Counted in requests, because a machine half as fast takes twice the time for both.
+MOST_REQUESTS = 800
 
 
 def iops(server: Server, directory: Path) -> float:
@@ -64,8 +66,9 @@ def stuck_scrapers(server: Server, ended: threading.Event) -> None:
 
 
 @pytest.mark.parametrize("watch", [scrape_and_page, stuck_scrapers])
-def test_being_watched_costs_under_one_percent(tmp_path: Path, artefacts: Path, watch: Watch) -> None:
-    """The observer takes under 1 % of the processors while it is asked each second or held up, under full load.
+def test_being_watched_costs_less_than_eight_hundred_requests(tmp_path: Path, artefacts: Path, watch: Watch) -> None:
+    """Under full load the observer uses in each second less processor time than 800 reads of 4 KiB, while it is
+    asked each second or held up by silent clients.
 
     Throughput is measured too, alternately with and without, until a pair differs by less than 1 % or
     the rounds are over: a machine's noise may spoil a pair, a real cost would be in every one.
@@ -88,14 +91,16 @@ def test_being_watched_costs_under_one_percent(tmp_path: Path, artefacts: Path, 
             if watched[-1] >= 0.99 * alone[-1]:
                 break
         share = used_s / watched_s / (os.cpu_count() or 1)
+        requests = share * sum(watched) / len(watched)  # all processors are busy with them
         ratio = max(after / before for before, after in zip(alone, watched, strict=True))
         report = {
             "alone_iops": alone,
             "watched_iops": watched,
             "ratio": ratio,
             "observer_share_of_processors": share,
+            "observer_equals_requests_per_s": requests,
         }
         (artefacts / f"cost-{watch.__name__}.json").write_text(json.dumps(report, indent=2))
-        assert share < 0.01, report
+        assert requests < MOST_REQUESTS, report
         assert ratio > 0.99, report
         assert server.get("/healthz")[0] == 200

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
@@ -500,7 +501,8 @@ def test_silent_clients_hold_up_nobody(observed: Observed) -> None:
     silent = [observed.connect(tcp=index % 2 == 0) for index in range(100)]
     try:
         for sock in silent[::3]:
-            sock.sendall(b"GET /metrics HTTP/1.1\r\n")
+            with suppress(ConnectionError):  # the oldest are closed when there are too many
+                sock.sendall(b"GET /metrics HTTP/1.1\r\n")
         begun = time.monotonic()
         assert observed.get("/healthz")[0] == 200
         assert observed.get("/healthz", tcp=True)[0] == 200

@@ -121,7 +121,7 @@ def run(
     ]  # fmt: skip
     # Its memory is a file here: where /tmp is a disk, a guest that thrashes would wait for that disk.
     host_environment = {**os.environ, "TMPDIR": str(scratch), "LD_PRELOAD": str(build_directory / _PRELOAD)}
-    cpu = _idlest_cpu()
+    cpu = _cpu_of_this_guest()
     started = time.monotonic()
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -137,12 +137,19 @@ def run(
     return result
 
 
-def _idlest_cpu() -> int:
-    """The CPU for a guest and all that it starts.
+def _cpu_of_this_guest() -> int:
+    """The CPU for a guest and all that it starts: each worker of pytest-xdist has its own, otherwise the idlest.
 
-    Its kernel traces its programs, and they take turns, never two at once: on a virtual machine a turn that wakes
-    another CPU costs more than the work between two turns.
+    The guest's kernel traces its programs, and they take turns, never two at once: on a virtual machine a turn that
+    wakes another CPU costs more than the work between two turns.
     """
+    if number := re.fullmatch(r"gw(\d+)", os.environ.get("PYTEST_XDIST_WORKER", "")):
+        allowed = sorted(os.sched_getaffinity(0))
+        return allowed[int(number[1]) % len(allowed)]
+    return _idlest_cpu()
+
+
+def _idlest_cpu() -> int:
     before = _idle_ticks()
     time.sleep(0.5)
     idle = {cpu: ticks - before[cpu] for cpu, ticks in _idle_ticks().items()}
