@@ -302,6 +302,25 @@ def test_a_client_among_busy_ones_moves_to_a_worker(start: Start) -> None:
     server.stop()
 
 
+def test_a_client_with_large_requests_moves_after_a_quarter_as_many_batches_of_others(start: Start) -> None:
+    """Alone it stays: batches for its own commands between the writes are not those of others."""
+    size = 256 << 10
+    server = start(tcp=True)
+    with server.client() as local, server.client(transport="tcp") as other:
+        for _ in range(200):
+            local.write(0, b"l" * size)
+            assert not local.call(nbd.WRITE_ZEROES, size, size).error
+        assert not _moves(server)
+        deadline_s = time.monotonic() + 60
+        while not _moves(server):
+            assert time.monotonic() < deadline_s
+            other.read(0, BLOCK)
+            for _ in range(3):
+                assert local.read(0, size) == b"l" * size
+        assert local.read(0, size) == b"l" * size
+    server.stop()
+
+
 def _moves(server: Server) -> int:
     return sum(event.get("event") == "client_moved" for event in server.events)
 

@@ -6,7 +6,7 @@ from vramblk.system cimport ccalls as calls
 
 ctypedef unsigned long long bytes_t
 
-cdef int _MOST_REQUESTS, _MOST_GOES, _SPINS, _DEEP, _EAGAIN, _ENOMEM, _ENOBUFS, _BLOCK_SHIFT, _BOUNDS
+cdef int _MOST_REQUESTS, _MOST_GOES, _SPINS, _DEEP, _WEIGHT_SHIFT, _EAGAIN, _ENOMEM, _ENOBUFS, _BLOCK_SHIFT, _BOUNDS
 cdef Py_ssize_t _MOST_BYTES, _RECEIVE_BYTES, _HEADER_BYTES
 cdef bytes_t _REQUEST, _EXTENDED_REQUEST, _SIMPLE, _STRUCTURED, _EXTENDED, _DATA_DONE, _NONE_DONE
 cdef bytes_t _READ_HEAD, _WRITE_HEAD, _FUA, _DF, _PAYLOAD_LEN
@@ -28,7 +28,7 @@ cdef class DirectPath:
     cdef public long long since_ns, first_ns, last_ns
     cdef public bint left, again, ended, starved
     cdef public int error, failed
-    cdef public Py_ssize_t goes, deep, looked_at, reads, writes, read_bytes, write_bytes
+    cdef public Py_ssize_t goes, deep, weight, looked_at, reads, writes, read_bytes, write_bytes
 
     @cython.locals(left=Py_ssize_t)
     cdef int _make_room(self) except -1

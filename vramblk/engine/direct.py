@@ -50,6 +50,7 @@ _HEADER_BYTES = 32
 _MOST_GOES = 256
 #: A go of so many requests is a deep one.
 _DEEP = 12
+_WEIGHT_SHIFT = 17
 #: While it spins and is alone, others are looked at in each so-manieth turn.
 _SPINS = 16
 
@@ -100,8 +101,9 @@ class DirectPath:
         unsent, end: slab range of replies that the socket has not taken; reads, writes, read_bytes and
             write_bytes are then still to be counted, as received at ``first_ns``.
         last_ns: when the last go ended.
-        goes, deep: that were answered, and how many of them were deep; set both to 0 to count anew.
-        looked_at: with so many goes counted ``linger`` comes back after each.
+        goes, deep: that were answered, and how many of them were deep.
+        weight: of those goes; each weighs one, and one more for each 128 KiB.
+        looked_at: ``linger`` comes back after each go when they weigh so much.
     """
 
     def __init__(
@@ -153,8 +155,8 @@ class DirectPath:
         self.unsent = self.end = 0
         self.reads = self.writes = self.read_bytes = self.write_bytes = 0
         self.taken = self.laid = 0
-        self.goes = self.deep = 0
         self.looked_at = sys.maxsize
+        self.count_anew()
 
     def go(self) -> int:
         """Answer the plain requests that the socket holds, or a bounded part of them; how many they were."""
@@ -230,7 +232,7 @@ class DirectPath:
                 busy_until_ns = self.last_ns
             if (
                 self.left or self.ended or self.starved or self.error or self.failed
-                or self.unsent != self.end or self.goes >= self.looked_at
+                or self.unsent != self.end or self.weight >= self.looked_at
             ):  # fmt: skip
                 return requests
             timeout = timeout_ms
@@ -407,6 +409,10 @@ class DirectPath:
                 self._tally.answered(_WRITE, self.writes, self.write_bytes, now_ns - self.first_ns)
         self._count(self.reads + self.writes)
 
+    def count_anew(self) -> None:
+        """Forget the goes that were counted."""
+        self.goes = self.deep = self.weight = 0
+
     def abandon(self) -> None:
         """After an exception: nothing is in flight any more."""
         self._control[_EXPORT] = 0
@@ -419,6 +425,7 @@ class DirectPath:
             bucket += 1
         bucket += self._histogram
         self.goes += 1
+        self.weight += 1 + (self.read_bytes + self.write_bytes >> _WEIGHT_SHIFT)
         if requests >= _DEEP:
             self.deep += 1
         self._add(_BATCHES, 1)

@@ -16,7 +16,7 @@ been acknowledged. A failure that is no DeviceError is logged with its traceback
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -237,6 +237,10 @@ class Executor:
         counts[_BATCH_REQUESTS] = cells[_BATCH_REQUESTS] = requests
         counts[bucket] = cells[bucket] = counts[bucket] + 1 & _MASK63
         return True
+
+    def taken(self, windows: Iterable[int]) -> int:
+        """Entries of these windows that were executed so far."""
+        return sum(self._heads[index] for index in windows)
 
     def drain_window(self, index: int) -> None:
         """Finish all that a dead worker had queued; its window may then be made clean."""

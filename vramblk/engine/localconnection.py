@@ -17,13 +17,14 @@ from ..serving.submissions import Submission
 from ..shared import moves
 from ..shared.context import Shared
 from ..shared.control import State
-from ..shared.counters import READ, WRITE, EngineCounters
+from ..shared.counters import READ, WRITE
 from .direct import DirectPath
 from .executor import Executor
 
-_BATCHES = EngineCounters.scalar_index("batches")
-#: Goes after which it is looked at who had better serve the client.
+#: Weight of the goes after which it is looked at who had better serve the client.
 _LOOKED_AT = 256
+#: Goes of 64 KiB and more on average are large: one keeps the engine busy for longer than a batch of workers.
+_LARGE = 1.5
 
 
 class LocalConnection(Connection):
@@ -39,7 +40,9 @@ class LocalConnection(Connection):
         self._executor = executor
         self._copies = copies
         self._path: DirectPath | None = None
-        self._batches = executor.counts[_BATCHES]
+        self._workers = [window.index for window in shared.worker_windows]
+        #: Entries of workers when counting began.
+        self._entries = executor.taken(self._workers)
         #: What is at the front is not plain, and not whole either: the general code has to receive.
         self._incomplete = False
         if copies is not None:
@@ -81,21 +84,24 @@ class LocalConnection(Connection):
         """Whether a worker would serve this client faster; it stays so until ``count_anew``.
 
         Workers take requests while the engine copies. So that is the case if most goes of late have been deep
-        ones, or if the engine has had as many batches of workers in the same time.
+        ones, or if workers are as busy: they have had as many entries in the same time, or a quarter as many
+        while this client's goes were large ones.
         """
         path = self._path
-        if path is None or path.goes < _LOOKED_AT:
+        if path is None or path.weight < _LOOKED_AT:
             return False
-        batches = self._executor.counts[_BATCHES] - self._batches - path.goes
-        if 2 * path.deep > path.goes or batches >= path.goes:
+        entries = self._executor.taken(self._workers) - self._entries
+        if path.weight >= _LARGE * path.goes:
+            entries *= 4
+        if 2 * path.deep > path.goes or entries >= path.goes:
             return True
         self.count_anew()
         return False
 
     def count_anew(self) -> None:
         if self._path is not None:
-            self._path.goes = self._path.deep = 0
-            self._batches = self._executor.counts[_BATCHES]
+            self._path.count_anew()
+            self._entries = self._executor.taken(self._workers)
 
     def begin(self) -> Begin | None:
         """How another process goes on with this connection; None if it cannot right now."""
