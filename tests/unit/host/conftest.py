@@ -47,6 +47,7 @@ nbd-client)
         echo 77 >"$t/sys/block/${3#/dev/}/pid"
         mkdir -p "$t/proc/77"
         printf '%s\0' @bd-client "$@" >"$t/proc/77/cmdline"
+        echo "Uid: 0 0 0 0" >"$t/proc/77/status"
         [ ! -e "$STUB_HOME/no-oom-score" ] || mkdir "$t/proc/77/oom_score_adj"
         [ -e "$STUB_HOME/no-size" ] || echo 2097152 >"$t/sys/block/${3#/dev/}/size" ;;
     esac ;;
@@ -157,7 +158,7 @@ class Host:
         return {
             str(path.relative_to(self.root)): path.read_text()
             for path in sorted(self.root.rglob("*"))
-            if path.is_file() and path.name not in ("lock", "boot") and "4242" not in path.parts
+            if path.is_file() and path.name not in ("lock", "boot", "output") and "4242" not in path.parts
         }
 
 
@@ -181,7 +182,15 @@ def host() -> Iterator[Host]:
         host.write("/proc/sys/kernel/random/boot_id", "first\n")
         host.write("/proc/sys/kernel/random/uuid", "11111111-2222-3333-4444-555555555555\n")
         host.write("/proc/4242/comm", "vramblk-supervi\n")
-        host.write("/proc/4242/status", "Name:\tvramblk-supervi\nNSpid:\t4242\t1\n")
+        owner = "\t".join([str(os.getuid())] * 4)
+        host.write("/proc/4242/status", f"Name:\tvramblk-supervi\nUid:\t{owner}\nNSpid:\t4242\t1\n")
+        host.path("/proc/4242/fd").mkdir()
+        host.path("/proc/4242/fd/3").symlink_to("socket:[99]")
+        host.write(
+            "/proc/4242/net/unix",
+            "Num RefCount Protocol Flags Type St Inode Path\n"
+            "00000000f807b4b6: 00000002 00000000 00010000 0001 01 99 /run/vramblk/nbd.sock\n",
+        )
         host.write(
             "/proc/4242/stat", f"4242 (vramblk-supervi) S 1 {' '.join(str(n) for n in range(5, 53))}\n"
         )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
+import shutil
+import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,6 +107,44 @@ def test_records_that_others_could_write_are_not_undone(host: Host) -> None:
 # ---------------------------------------------------------------- names in records
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "memory.max 1073741824 max /x",
+        "a*",
+        "[a]",
+        "a?",
+        "a\tb",
+        "a\x1b[31m",
+        "a/../../..",
+        "..",
+        "a'b",
+        "$(a)",
+    ],
+)
+def test_a_cgroup_with_a_name_that_means_something_is_refused(host: Host, name: str) -> None:
+    host.write("/proc/4242/cgroup", f"0::/slice/{name}\n")
+    host.write("/sys/fs/cgroup/slice/memory.max", "1073741824\n")
+    host.write(f"/sys/fs/cgroup/slice/{name}/memory.swap.max", "max\n")
+    before = host.state()
+    result = host.run("up")
+    assert result.returncode == 1 and "the name of the server's cgroup" in result.stderr
+    assert host.calls() == [] and host.state() == before and "\x1b" not in result.stderr
+
+
+def test_a_cgroup_with_a_name_that_systemd_escaped_is_used(host: Host) -> None:
+    name = r"/system.slice/system-vramblk\x2dswap.slice/vramblk@0.service"
+    host.write("/proc/4242/cgroup", f"0::{name}\n")
+    host.write(f"/sys/fs/cgroup{name}/memory.swap.max", "max\n")
+    before = host.state()
+    assert host.run("up").returncode == 0
+    assert host.read(f"/sys/fs/cgroup{name}/memory.swap.max") == "0"
+    changed = {"path": f"/sys/fs/cgroup{name}/memory.swap.max", "value": "0", "was": "max"}
+    assert changed in json.loads(host.run("status", "--json").stdout)["changed"]
+    assert f"changed   {changed['path']} to 0, was max" in host.run("status").stdout
+    assert host.run("down").returncode == 0 and host.state() == before
+
+
 def test_a_value_of_several_words_and_of_globs_is_restored(host: Host) -> None:
     subprocess.run(
         [host.home / "make-devices"], env={"VRAMBLK_TEST_ROOT": str(host.root), "PATH": "/usr/bin:/bin"}
@@ -119,3 +161,107 @@ def test_records_of_an_earlier_version_are_undone(host: Host) -> None:
     host.run("up")
     host.write(f"{STATE}/records", host.path(f"{STATE}/records").read_text().replace("\t", " "))
     assert host.run("down").returncode == 0 and host.state() == before
+
+
+# ---------------------------------------------------------------- who the server is
+
+
+def without(path: str, old: str, new: str):  # type: ignore[no-untyped-def]
+    return lambda host: host.write(path, host.path(path).read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            lambda host, at=at: host.write(
+                "/proc/4242/status",
+                "Name:\tvramblk-supervi\nUid:\t"
+                + "\t".join(str(os.getuid() + 1000 * (at == each)) for each in range(4))
+                + "\nNSpid:\t4242\t1\n",
+            )
+            for at in range(4)
+        ),
+        without("/proc/4242/status", "NSpid:\t4242\t1", "NSpid:\t4242\t2"),
+        without("/proc/4242/net/unix", " 99 ", " 98 "),
+        without("/proc/4242/net/unix", "00010000 0001 01", "00000000 0001 03"),
+        without("/proc/4242/net/unix", "/nbd.sock", "/other.sock"),
+        lambda host: host.path("/proc/4242/fd/3").unlink(),
+    ],
+)
+def test_a_process_that_only_looks_like_the_server_is_not_it(host: Host, change) -> None:  # type: ignore[no-untyped-def]
+    change(host)
+    before = host.state()
+    result = host.run("up", "--strict")
+    assert result.returncode == 1 and "the server's process is not found" in result.stderr
+    assert host.calls() == [] and host.state() == before
+
+
+_PROCESS = r"""
+import ctypes, os, socket, sys
+namespaces, listens, uid, folder = sys.argv[1] == "yes", sys.argv[2] == "yes", int(sys.argv[3]), sys.argv[4]
+libc = ctypes.CDLL(None)
+own = socket.socket(socket.AF_UNIX)
+own.bind(f"{folder}/nbd.sock" if listens else f"{folder}/{os.getpid()}.sock")
+own.listen()
+if uid:
+    os.setuid(uid)
+if namespaces:  # where a machine allows none, it is a process with this name all the same
+    libc.unshare(0x10000000 | 0x20000000)  # CLONE_NEWUSER, CLONE_NEWPID
+read_end, write_end = os.pipe()
+if child := os.fork():
+    print(child, os.read(read_end, 10).decode(), flush=True)
+    sys.stdin.read()
+    os.kill(child, 9)
+else:
+    libc.prctl(15, b"vramblk-supervisor")  # PR_SET_NAME
+    os.write(write_end, str(os.getpid()).encode())
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def process(folder: Path, namespaces: bool, listens: bool, uid: int = 0) -> Iterator[tuple[int, int]]:
+    """A real process named as the supervisor; its pid here and in its own namespace."""
+    words = ["yes" if namespaces else "no", "yes" if listens else "no", str(uid), str(folder)]
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROCESS, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as made:
+        assert made.stdout is not None
+        here, inside = map(int, made.stdout.readline().split())
+        yield here, inside
+        made.communicate()
+
+
+@pytest.mark.parametrize("uid", [0, *([65534] if AS_ROOT else [])])
+def test_a_real_process_in_its_own_namespaces_is_not_taken_for_the_server(host: Host, uid: int) -> None:
+    """Against this machine's /proc: it sees the socket, has the name, and the pid that the server reports."""
+    folder = host.root.parent / "run"
+    folder.mkdir()
+    for each in (host.root.parent, folder):
+        each.chmod(0o777)
+    host.path(str(folder)).parent.mkdir(parents=True)
+    host.path(str(folder)).symlink_to(folder)
+    shutil.rmtree(host.path("/proc"))
+    host.path("/proc").symlink_to("/proc")
+    environment = {"VRAMBLK_NBD_SOCKET": str(folder / "nbd.sock")}
+    with socket.socket(socket.AF_UNIX) as other:
+        if not uid:
+            other.bind(str(folder / "nbd.sock"))
+        with process(folder, namespaces=True, listens=bool(uid), uid=uid) as (here, inside):
+            assert Path(f"/proc/{here}/comm").read_text() == "vramblk-supervi\n"
+            host.status(pid=inside)
+            result = host.run("up", "--dry-run", **environment)
+            assert "the server's process is not found" in result.stderr, result.stderr
+            assert "+ echo 0 > /sys/fs/cgroup" not in result.stderr
+    (folder / "nbd.sock").unlink()
+    with process(folder, namespaces=False, listens=True) as (_, inside):
+        host.status(pid=inside)
+        result = host.run("up", "--dry-run", **environment)
+        assert "the server's process is not found" not in result.stderr, result.stderr
+
+
+def test_a_process_of_another_user_with_the_pid_of_nbd_client_hides_no_loss(host: Host) -> None:
+    host.run("up")
+    host.write("/proc/77/status", "Uid:\t1000\t1000\t1000\t1000\n")
+    assert json.loads(host.run("status", "--json").stdout)["swap"] == "lost"
