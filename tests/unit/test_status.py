@@ -7,18 +7,22 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tests.unit.observed import Observed, settings_of
-from vramblk.commands.observerclient import StatusServer
-from vramblk.commands.status import clean, status
+from vramblk.commands import observerclient
+from vramblk.commands.observerclient import StatusServer, clean
+from vramblk.commands.status import status
 from vramblk.commands.top import _View, sparkline
 from vramblk.errors import RuntimeFailure
 from vramblk.shared.control import ControlWord
 from vramblk.shared.window import ConnectionState, Word
+
+HISTORY = {"columns": [], "rows": [], "next": 0}
 
 
 @pytest.fixture
@@ -43,7 +47,9 @@ def test_status_for_people(observed: Observed, capsys: pytest.CaptureFixture[str
     assert "\x1b" not in text and "[31mred" in text
 
 
-def test_status_says_when_the_certificate_ends(observed: Observed, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_says_when_the_certificate_ends(
+    observed: Observed, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert status(asking(observed), json=False, health=False) == 0
     assert "certificate" not in capsys.readouterr().out
     observed.control.store(ControlWord.CERTIFICATE_UNTIL_S, 4102444800)
@@ -86,6 +92,28 @@ def test_nothing_answers(tmp_path: Path) -> None:
         StatusServer(settings_of("--status-socket", "off"))
 
 
+@contextmanager
+def strange(tmp_path: Path, *pieces: bytes, pause_s: float = 0) -> Iterator[Path]:
+    """A status socket where the first client gets these pieces, whatever it asks."""
+    path = tmp_path / "strange.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            sock, _ = listener.accept()
+            with sock, suppress(OSError):
+                sock.recv(4096)
+                for piece in pieces:
+                    sock.sendall(piece)
+                    time.sleep(pause_s)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield path
+        thread.join()
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -94,26 +122,77 @@ def test_nothing_answers(tmp_path: Path) -> None:
         b"HTTP/1.1 200 OK\r\n\r\nnot json",
         b"HTTP/1.1 500 no\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 100_000,
+        b'HTTP/1.1 200 OK\r\n\r\n"' + b"x" * (17 << 20) + b'"',
+        b"\x1b]0;sudo rm\x07 \xc2\x9b\r\n",
     ],
 )
 def test_strange_answers_are_refused(tmp_path: Path, answer: bytes) -> None:
     """What is no status document ends in one line, not in a traceback."""
-    path = tmp_path / "strange.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
+    with strange(tmp_path, answer) as path, pytest.raises(RuntimeFailure) as failure:
+        StatusServer(settings_of("--status-socket", str(path))).json("/status.json")
+    assert str(failure.value).isprintable()
 
-        def serve() -> None:
-            sock, _ = listener.accept()
-            with sock:
-                sock.recv(4096)
-                sock.sendall(answer)
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        with pytest.raises(RuntimeFailure):
-            StatusServer(settings_of("--status-socket", str(path))).json("/status.json")
-        thread.join()
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\nA: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_an_answer_that_trickles_in_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    """The limit is for the whole answer, not for each of its bytes."""
+    monkeypatch.setattr(observerclient, "TIMEOUT_S", 0.2)
+    with (
+        strange(tmp_path, start, *[b"x"] * 50, pause_s=0.05) as path,
+        pytest.raises(RuntimeFailure, match="timed out"),
+    ):
+        StatusServer(settings_of("--status-socket", str(path))).json("/status.json")
+
+
+def test_a_link_in_the_place_of_the_socket_is_not_followed(observed: Observed, tmp_path: Path) -> None:
+    link = tmp_path / "link.sock"
+    link.symlink_to(observed.path)
+    with pytest.raises(RuntimeFailure, match=r"link\.sock: is a symbolic link"):
+        StatusServer(settings_of("--status-socket", str(link))).get("/healthz")
+
+
+def evil(value: object) -> object:
+    """A document whose every text and key would be obeyed by a terminal."""
+    if isinstance(value, dict):
+        return {key: evil(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [evil(each) for each in value]
+    return f"{value}\x1b[2J\u009b\u202e\nnext" if isinstance(value, str) else value
+
+
+def test_nothing_of_a_hostile_document_reaches_the_terminal_as_a_command(
+    observed: Observed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    window = observed.shared.windows[0]
+    window.set_connection(0, 1, time.monotonic_ns(), 0, ConnectionState.TRANSMISSION, "tcp:peer")
+    window.store(Word.CONNECTIONS, 1)
+    observed.control.store(ControlWord.CERTIFICATE_UNTIL_S, 4102444800)
+    document = StatusServer(asking(observed)).json("/status.json")
+    document["warnings"] = [{"severity": "note", "text": "t", "remedy": "r"}]
+    document["latency_s"] = {"read\x1b": {"p50": 1e-5, "p95": 1e-4, "p99": 1e-3, "p999": 1e-2}}
+    body = b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(evil(document)).encode()
+    with strange(tmp_path, body) as path:
+        assert status(settings_of("--status-socket", str(path)), json=False, health=False) == 0
+    text = capsys.readouterr().out
+    assert text.count("[2J") >= 10
+    assert text.replace("\n", "").isprintable()
+    assert not [line for line in text.splitlines() if line.startswith("next")]
+    view = _View(StatusServer(asking(observed)))
+    view.refresh()
+    view._server.json = lambda path: evil(document) if "status" in path else HISTORY  # type: ignore[method-assign]
+    view.refresh()
+    text = "\n".join(drawn(view, 200, 60))
+    assert text.count("[2J") >= 5 and text.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("document", [{}, [], 1, {"warnings": [1]}, {"warnings": [], "health": "x"}])
+def test_a_document_that_is_no_status_is_one_line(tmp_path: Path, document: object) -> None:
+    body = b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(document).encode()
+    with strange(tmp_path, body) as path, pytest.raises(RuntimeFailure, match="not understood"):
+        status(settings_of("--status-socket", str(path)), json=False, health=False)
 
 
 def drawn(view: _View, width: int, height: int) -> list[str]:
@@ -148,12 +227,18 @@ def test_top_fits_into_the_terminal(observed: Observed, width: int, height: int,
     """However many notes there are: state, gravest warning, first client and "q ends" are always there."""
     window = observed.shared.windows[0]
     for slot in range(5):
-        window.set_connection(slot, slot + 1, time.monotonic_ns(), 0, ConnectionState.TRANSMISSION, f"tcp:peer{slot}")
+        window.set_connection(
+            slot, slot + 1, time.monotonic_ns(), 0, ConnectionState.TRANSMISSION, f"tcp:peer{slot}"
+        )
     view = _View(StatusServer(asking(observed)))
     view.refresh()
     document = view._document
     document["warnings"] = [
-        {"severity": severity, "text": f"number {number}, " + "which is long, " * 12, "remedy": "do this, " * 20}
+        {
+            "severity": severity,
+            "text": f"number {number}, " + "which is long, " * 12,
+            "remedy": "do this, " * 20,
+        }
         for number in range(6)
     ]
     document["latency_s"] = {"read": {"p50": 1e-5, "p95": 1e-4, "p99": 1e-3, "p999": 1e-2}}
@@ -164,7 +249,13 @@ def test_top_fits_into_the_terminal(observed: Observed, width: int, height: int,
     for each in ("ready", f"{severity}: number 0", "clients: 5", "tcp:"):
         assert each in text
     if (width, height) >= (80, 24):
-        for each in ("latency", "last 1 s", "exports: 1", "tcp:peer1", "number 1" if height > 24 else "5 more"):
+        for each in (
+            "latency",
+            "last 1 s",
+            "exports: 1",
+            "tcp:peer1",
+            "number 1" if height > 24 else "5 more",
+        ):
             assert each in text, text
     assert ("-> do this" in text) is (height == 60)
     assert ("" in lines) is (height >= 40), "blank lines where there is room"

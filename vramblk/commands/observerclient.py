@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json as json_format
+import os
 import socket
+import stat
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +57,7 @@ class StatusServer:
         try:
             if code == 200:
                 return json_format.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
         raise RuntimeFailure(f"the server's answer to {path} is not understood (HTTP status {code})")
 
@@ -65,6 +69,55 @@ class StatusServer:
         return code, body
 
 
+def clean(text: object) -> str:
+    """Text that may come from a client or a hostile server, without anything that a terminal would obey."""
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text)
+    )
+
+
+def cleaned(document: Any) -> Any:
+    """A JSON document with all its texts and keys cleaned."""
+    if isinstance(document, dict):
+        return {clean(key): cleaned(value) for key, value in document.items()}
+    if isinstance(document, list):
+        return [cleaned(value) for value in document]
+    return clean(document) if isinstance(document, str) else document
+
+
+class _Socket(socket.socket):
+    """Stops reading at ``deadline_s`` of the monotonic clock, however slowly bytes come in."""
+
+    deadline_s = 0.0
+
+    def recv_into(self, *arguments: Any) -> int:
+        left_s = self.deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("timed out")
+        self.settimeout(left_s)
+        return super().recv_into(*arguments)
+
+
+def _connect(place: Address) -> _Socket:
+    if not isinstance(place, UnixAddress):
+        host = _ANY.get(place.host, place.host)
+        return _Socket(fileno=socket.create_connection((host, place.port), TIMEOUT_S).detach())
+    # Opened without following a link, which could lead to any other socket; then connected to as what it is.
+    file = os.open(place.path, os.O_PATH | os.O_NOFOLLOW)
+    sock = _Socket(socket.AF_UNIX)
+    try:
+        if stat.S_ISLNK(os.fstat(file).st_mode):
+            raise OSError(errno.ELOOP, "is a symbolic link, which is not followed")
+        sock.settimeout(TIMEOUT_S)
+        sock.connect(f"/proc/self/fd/{file}")
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.close(file)
+    return sock
+
+
 def ask(place: Address, path: str, headers: Mapping[str, str]) -> tuple[int, bytes, http.client.HTTPMessage]:
     """Status, body and header fields of the answer at one place.
 
@@ -72,14 +125,11 @@ def ask(place: Address, path: str, headers: Mapping[str, str]) -> tuple[int, byt
         OSError, HTTPException: there is none within ``TIMEOUT_S``, or it is none of HTTP, or too long.
     """
     connection = http.client.HTTPConnection("localhost", timeout=TIMEOUT_S)
+    deadline_s = time.monotonic() + TIMEOUT_S
     try:
-        if isinstance(place, UnixAddress):
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.settimeout(TIMEOUT_S)
-            connection.sock.connect(place.path)
-        else:
-            host = _ANY.get(place.host, place.host)
-            connection.sock = socket.create_connection((host, place.port), TIMEOUT_S)
+        connection.sock = sock = _connect(place)
+        sock.deadline_s = deadline_s
+        sock.settimeout(TIMEOUT_S)
         connection.request("GET", path, headers=dict(headers))
         response = connection.getresponse()
         body = response.read(_MOST_BYTES + 1)
@@ -124,4 +174,4 @@ def why(place: Address, error: Exception) -> str:
                 "was removed, only a restart makes it again)"
             )
     path = place.path if isinstance(place, UnixAddress) else place
-    return f"{path}: {reason}{hint}"
+    return f"{path}: {clean(reason)[:200]}{hint}"

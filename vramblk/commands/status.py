@@ -8,15 +8,16 @@ from typing import Any
 
 from ..config.settings import Settings
 from ..config.units import format_latency, format_seconds, format_size
+from ..errors import RuntimeFailure
 from ..system.certificate import as_date
-from .observerclient import StatusServer
+from .observerclient import StatusServer, clean, cleaned
 
 
 def status(settings: Settings, json: bool, health: bool) -> int:
     """Print what the server says of itself; with ``health`` one line and exit status 0 only if it is well.
 
     Raises:
-        RuntimeFailure: nothing answers.
+        RuntimeFailure: nothing answers, or not with a status document.
     """
     server = StatusServer(settings)
     if health:
@@ -25,28 +26,27 @@ def status(settings: Settings, json: bool, health: bool) -> int:
         print(json_format.dumps({"healthy": code == 200, "health": text}) if json else text)
         return 0 if code == 200 else 1
     document = server.json("/status.json")
-    print(json_format.dumps(document, indent=2) if json else "\n".join(as_text(document)))
+    if json:
+        print(json_format.dumps(document, indent=2))
+        return 0
+    try:
+        text = "\n".join(as_text(cleaned(document)))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RuntimeFailure(
+            "the server's answer to /status.json is not understood: no status document"
+        ) from error
+    print(text)
     return 0
 
 
-def clean(text: object) -> str:
-    """Text that may come from a client, without anything that a terminal would obey."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text)
-    )
-
-
 def as_text(document: dict[str, Any]) -> list[str]:
-    """The status document in lines for people, warnings first."""
+    """The status document, whose texts are clean, in lines for people, warnings first."""
     lines = [headline(document)]
     for warning in document["warnings"]:
-        lines += [
-            f"{warning['severity'].upper()}: {clean(warning['text'])}",
-            f"  -> {clean(warning['remedy'])}",
-        ]
-    lines.append(f"health: {clean(document['health'])}")
+        lines += [f"{warning['severity'].upper()}: {warning['text']}", f"  -> {warning['remedy']}"]
+    lines.append(f"health: {document['health']}")
     if (tls := document.get("tls", {})).get("certificate_until"):
-        lines.append(f"TLS: {clean(tls['mode'])}, certificate until {as_date(tls['certificate_until'])}")
+        lines.append(f"TLS: {tls['mode']}, certificate until {as_date(tls['certificate_until'])}")
     for export in document["exports"]:
         lines.append("")
         lines += _export_lines(export)
@@ -73,8 +73,8 @@ def _export_lines(export: dict[str, Any]) -> list[str]:
     requests, payload = export["requests"], export["bytes"]
     errors = sum(count for by_errno in export["errors"].values() for count in by_errno.values())
     return [
-        f"export {clean(export['name'])}: {format_size(size)} on {clean(device['name'])}"
-        + (f" ({clean(device['type'])})" if device["type"] else "")
+        f"export {export['name']}: {format_size(size)} on {device['name']}"
+        + (f" ({device['type']})" if device["type"] else "")
         + (", read-only" if export["read_only"] else ""),
         f"  written {format_size(written)} ({written / size:.0%}), "
         f"read {format_size(payload['read'])} in {requests['read']} requests, "
@@ -88,8 +88,8 @@ def connection_rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
     for each in document["connections"]:
         rows.append(
             (
-                clean(each["device"] or each["peer"]),
-                clean(each["export"] or each["state"]),
+                each["device"] or each["peer"],
+                each["export"] or each["state"],
                 f"{each['requests_per_s']:.0f}",
                 f"{format_size(each['received_bytes_per_s'])}/s",
                 f"{format_size(each['sent_bytes_per_s'])}/s",

@@ -19,8 +19,8 @@ from rich.text import Text
 from ..config.settings import Settings
 from ..config.units import format_seconds, format_size
 from ..errors import RuntimeFailure
-from .observerclient import StatusServer
-from .status import clean, connection_rows, headline, latency_rows
+from .observerclient import StatusServer, clean, cleaned
+from .status import connection_rows, headline, latency_rows
 from .toplayout import Part, fit
 
 INTERVAL_S = 1.0
@@ -97,7 +97,7 @@ class _View:
 
     def refresh(self) -> None:
         """Ask; errors as ``StatusServer.get``."""
-        self._document = self._server.json("/status.json")
+        self._document = cleaned(self._server.json("/status.json"))
         history = self._server.json(f"/history.json?since={self._next}")
         if history["next"] < self._next:
             self._rows.clear()
@@ -130,11 +130,11 @@ class _View:
             ago = format_seconds(time.monotonic() - self._answered)
             text = Text(f"no answer: {clean(self.problem)}", style="bold white on red")
             return text.append(
-                f"\n{ago} ago, with all that follows: {clean(headline(document))}", "not bold dim on default"
+                f"\n{ago} ago, with all that follows: {headline(document)}", "not bold dim on default"
             )
-        text = Text(clean(headline(document)))
+        text = Text(headline(document))
         text.highlight_words([document["state"]], _STATE.get(document["state"], "bold red"))
-        return text.append("\n" + clean(document["health"]), "green" if document["healthy"] else "bold red")
+        return text.append("\n" + document["health"], "green" if document["healthy"] else "bold red")
 
     def _rates(self, width: int) -> Table:
         points = max(min(width - 36, len(self._rows), 120), 1)
@@ -172,8 +172,8 @@ def _warnings(found: list[dict[str, Any]]) -> list[RenderableType]:
         return []
     brief = [
         Text(
-            f"{each['severity']}: {clean(each['text'])}",
-            _SEVERITY[each["severity"]],
+            f"{each['severity']}: {each['text']}",
+            _SEVERITY.get(each["severity"], ""),
             no_wrap=True,
             overflow="ellipsis",
         )
@@ -186,8 +186,8 @@ def _warnings(found: list[dict[str, Any]]) -> list[RenderableType]:
     variants.append(Group(*brief))
     full = [
         Text.assemble(
-            (f"{each['severity']}: {clean(each['text'])}", _SEVERITY[each["severity"]]),
-            (f"\n  -> {clean(each['remedy'])}", "dim"),
+            (f"{each['severity']}: {each['text']}", _SEVERITY.get(each["severity"], "")),
+            (f"\n  -> {each['remedy']}", "dim"),
         )
         for each in found
     ]
@@ -208,8 +208,8 @@ def _exports(document: dict[str, Any], most: int) -> Table:
         size, written = export["size_bytes"], export["written_bytes"]
         errors = sum(count for by_errno in export["errors"].values() for count in by_errno.values())
         table.add_row(
-            _cut(clean(export["name"])),
-            _cut(clean(export["device"]["name"])),
+            _cut(export["name"]),
+            _cut(export["device"]["name"]),
             format_size(size),
             f"{written / size:.0%}",
             f"{export['requests']['read']:,}",
