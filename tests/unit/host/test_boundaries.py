@@ -265,3 +265,122 @@ def test_a_process_of_another_user_with_the_pid_of_nbd_client_hides_no_loss(host
     host.run("up")
     host.write("/proc/77/status", "Uid:\t1000\t1000\t1000\t1000\n")
     assert json.loads(host.run("status", "--json").stdout)["swap"] == "lost"
+
+
+@pytest.mark.parametrize(
+    ("mode", "group", "warned"), [(0o600, 1, False), (0o660, 1, True), (0o660, 0, False), (0o666, 0, True)]
+)
+def test_a_socket_that_more_than_root_may_open_is_warned_about(
+    host: Host, mode: int, group: int, warned: bool
+) -> None:
+    path = host.path("/run/vramblk/nbd.sock")
+    path.chmod(mode)
+    if AS_ROOT:
+        os.chown(path, -1, group)
+    elif group == 0:
+        return  # nobody but root can give a socket to its group
+    result = host.run("up")
+    assert result.returncode == 0
+    assert ("can read what is swapped out" in result.stderr) == warned
+
+
+# ---------------------------------------------------------------- what the server sends
+
+
+def test_an_answer_that_is_too_long_is_none(host: Host) -> None:
+    host.status(more="x" * (2 << 20))
+    result = host.run("up")
+    assert result.returncode == 1 and "the server does not answer on" in result.stderr
+    write_stub(host, "curl", "exec yes")
+    assert "the server does not answer on" in host.run("up").stderr, "it also ends"
+
+
+@pytest.mark.parametrize("cut", [1, 20, 100])
+def test_an_answer_that_was_cut_off_is_none(host: Host, cut: int) -> None:
+    answer = host.home / "status.json"
+    answer.write_text(answer.read_text()[:-cut])
+    result = host.run("up")
+    assert result.returncode == 1 and "the server does not answer on" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, '{"state" "ready"}', '{"state":"ready"} {}']
+)
+def test_an_answer_that_is_no_document_is_none(host: Host, text: str) -> None:
+    (host.home / "status.json").write_text(text)
+    assert "the server does not answer on" in host.run("up").stderr
+
+
+#: A window's title, 8-bit CSI, a C1 control in UTF-8, right-to-left override, a line of its own.
+EVIL = "\x1b]0;sudo rm\x07 \x9b31m \u009b \u202e \r\n+ sudo rm -rf / \x7f"
+
+
+def assert_printable(result: subprocess.CompletedProcess[str]) -> None:
+    for text in (result.stdout, result.stderr):
+        assert re.fullmatch(r"[\n -~]*", text), text
+        assert not re.search(r"^\+ sudo", text, re.M)
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+def test_nothing_of_the_servers_texts_reaches_the_terminal_as_a_command(host: Host, escaped: bool) -> None:
+    missing = {"name": f"n{EVIL}", "ok": False, "detail": f"d{EVIL}", "remedy": f"r{EVIL}"}
+    for changes in (
+        {"mode": f"x{EVIL}"},
+        {"state": f"x{EVIL}", "mode": f"x{EVIL}", "locked_bytes": EVIL},
+        {},
+    ):
+        document = {
+            "state": "ready", "mode": "swap", "pid": 1, "locked_bytes": 1, "swap_preconditions": [missing], **changes,
+        }  # fmt: skip
+        text = json.dumps(document, ensure_ascii=escaped)
+        if not escaped:  # as no JSON may have it
+            text = re.sub(r"\\u00([01].|7f)|\\r|\\n", lambda match: json.loads(f'"{match[0]}"'), text)
+        (host.home / "status.json").write_text(text)
+        result = host.run("up")
+        assert_printable(result)
+        assert "]0;sudo rm" in result.stderr
+        if "state" in changes:
+            assert_printable(host.run("status"))
+            result = host.run("status", "--json")
+            assert_printable(result)
+            assert json.loads(result.stdout)["server"]["state"].startswith("x?]0;sudo rm")
+
+
+def test_what_nbd_client_and_docker_print_of_the_servers_texts_is_harmless(host: Host) -> None:
+    printed = f"printf '%s\\n' 'Server said: {EVIL}' >&2"
+    write_stub(host, "nbd-client", f"{printed}; exit 1")
+    result = host.run("up")
+    assert result.returncode == 1 and "Server said:" in result.stderr and "could not attach" in result.stderr
+    assert result.stderr.index("+ nbd-client") < result.stderr.index("Server said:")
+    assert re.fullmatch(r"[\n -~]*", result.stderr)
+    host.fail("curl")
+    write_stub(
+        host, "docker",
+        f"case $* in 'ps '*) echo aabb ;; *Config.Env*) echo VRAMBLK_MODE=swap ;; *) {printed}; exit 1 ;; esac",
+    )  # fmt: skip
+    result = host.run("up", "--start")
+    assert result.returncode == 1 and "Server said:" in result.stderr and "cannot be started" in result.stderr
+    assert re.fullmatch(r"[\n -~]*", result.stderr)
+
+
+def test_the_preconditions_that_are_printed_are_bounded(host: Host) -> None:
+    missing = {"name": "x", "ok": False, "detail": "y" * 1000, "remedy": "z"}
+    host.status(swap_preconditions=[missing] * 150)
+    lines = [line for line in host.run("up").stderr.splitlines() if "warning: x" in line]
+    assert len(lines) == 100 and max(map(len, lines)) < 400
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_links_in_the_place_of_sockets_are_not_followed(host: Host, force: tuple[str, ...]) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(host.root / "docker.sock"))
+        host.path(STATUS_SOCKET).symlink_to("../../docker.sock")
+        result = host.run("up")
+        assert result.returncode == 1 and f"{STATUS_SOCKET} is a symbolic link" in result.stderr
+        assert "curl" not in (host.home / "calls").read_text()
+        host.path(STATUS_SOCKET).unlink()
+        host.path("/run/vramblk/nbd.sock").unlink()
+        host.path("/run/vramblk/nbd.sock").symlink_to("../../docker.sock")
+        result = host.run("up", *force)
+        assert result.returncode == 1 and "/run/vramblk/nbd.sock is a symbolic link" in result.stderr
+        assert host.calls() == []
