@@ -20,26 +20,32 @@ fail() {
 
 [ "$(id -u)" = 0 ] || fail "debootstrap needs root; type: sudo $0 $image"
 docker version >/dev/null 2>&1 || fail 'the Docker daemon does not answer; type: systemctl start docker'
-"$(dirname "$0")/packages.sh" make-base debootstrap:debootstrap || exit 78
+"$(dirname "$0")/packages.sh" make-base debootstrap:debootstrap gpg:gnupg gpgv:gpgv \
+    '/usr/share/keyrings/debian-archive-keyring.gpg|/usr/share/keyrings/debian-archive-keyring.pgp:debian-archive-keyring' ||
+    exit 78
+
+# A keyring older than the suite does not know its signing key, and Ubuntu ships Debian's beside its own.
+for keyring in /usr/share/keyrings/debian-archive-keyring.pgp /usr/share/keyrings/debian-archive-keyring.gpg; do
+    [ ! -r "$keyring" ] || break
+done
 
 root=$(mktemp -d "${TMPDIR:-/tmp}/vramblk-base.XXXXXX")
+log=$root.log
 trap 'rm -rf "$root"' EXIT
 trap 'exit 130' INT TERM HUP
 
-# A Debian keyring older than the suite does not know its signing key, and Ubuntu ships Debian's beside its own.
-keyring=
-for candidate in /usr/share/keyrings/debian-archive-keyring.gpg /usr/share/keyrings/debian-archive-keyring.pgp; do
-    [ -r "$candidate" ] && keyring=--keyring=$candidate
-done
-
-printf '+ debootstrap --variant=minbase %s %s\n' "$suite" "$mirror"
-# shellcheck disable=SC2086  # an empty keyring must vanish
-debootstrap --variant=minbase $keyring "$suite" "$root" "$mirror" >"$root.log" 2>&1 || {
-    tail -n 5 "$root.log" >&2
-    rm -f "$root.log"
-    fail "debootstrap failed; is $mirror reachable?" 1
+# Without --force-check-gpg debootstrap takes unsigned packages if it lacks the keyring, and only warns.
+printf '+ debootstrap --variant=minbase --force-check-gpg --keyring=%s %s %s\n' "$keyring" "$suite" "$mirror"
+debootstrap --variant=minbase --force-check-gpg "--keyring=$keyring" "$suite" "$root" "$mirror" >"$log" 2>&1 || {
+    tail -n 5 "$log" >&2
+    fail "debootstrap failed: the whole log is $log. Check that $mirror is reachable and that $keyring knows the key of $suite; \
+apt-get install debian-archive-keyring brings a newer one" 1
 }
-rm -f "$root.log"
+if grep '^W: ' "$log" >&2; then
+    printf 'make-base: debootstrap warned; the whole log is %s\n' "$log" >&2
+else
+    rm -f "$log"
+fi
 
 cat >"$root/etc/apt/sources.list.d/debian.sources" <<SOURCES
 Types: deb
