@@ -47,7 +47,7 @@ def test_every_combination_is_accepted(render, override):
 def test_is_locked_down(render):
     service = render()
     assert service["cap_drop"] == ["ALL"]
-    assert service["cap_add"] == ["IPC_LOCK"]
+    assert service["cap_add"] == ["IPC_LOCK", "KILL", "SETGID", "SETUID"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["read_only"] is True
     assert service["restart"] == "unless-stopped"
@@ -191,7 +191,9 @@ def test_intel_passes_the_render_nodes(render):
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_swap_has_what_it_needs_and_nothing_that_harms_it(render, vendor):
     service = render(vendor, "swap")
-    assert sorted(service["cap_add"]) == ["IPC_LOCK", "SYS_NICE", "SYS_RESOURCE"]
+    assert sorted(service["cap_add"]) == [
+        "IPC_LOCK", "KILL", "SETGID", "SETUID", "SYS_NICE", "SYS_RESOURCE",
+    ]  # fmt: skip
     assert service["oom_score_adj"] == -1000
     assert service["ulimits"]["memlock"] == {"soft": -1, "hard": -1}
     assert service["restart"] == "no"
@@ -239,7 +241,7 @@ def test_swap_settings_take_effect(project, image):
     done = one.compose("run", "--rm", "--no-deps", "--entrypoint", "sh", "vramblk", "-c", show)
     score, memlock, network, capabilities = done.stdout.split("\n")[:4]
     assert (score, memlock, network) == ("-1000", "unlimited", "lo")
-    assert int(capabilities.split()[1], 16) == 1 << 14 | 1 << 23 | 1 << 24
+    assert int(capabilities.split()[1], 16) == 7 << 5 | 1 << 14 | 1 << 23 | 1 << 24
 
 
 def _daemon_holds_sys_resource() -> bool:

@@ -98,7 +98,7 @@ def test_kustomize_builds_the_same(directory):
 def test_security_context_is_that_of_the_compose_file(directory):
     pod = daemon_set(directory)["spec"]["template"]["spec"]
     context = pod["containers"][0]["securityContext"]
-    assert context["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+    assert context["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK", "KILL", "SETGID", "SETUID"]}
     assert context["readOnlyRootFilesystem"] is True
     assert context["allowPrivilegeEscalation"] is False
     assert "privileged" not in context

@@ -23,6 +23,8 @@ from .docker import REPOSITORY, Project, eventually, requires_docker
 pytestmark = [pytest.mark.container, requires_docker]
 
 IPC_LOCK = 1 << 14
+#: KILL, SETGID and SETUID.
+OTHER_UIDS = 7 << 5
 ESHUTDOWN = 108
 
 
@@ -103,19 +105,23 @@ def test_man_page_and_completions_are_in_the_image(served):
         assert name in done.stdout.split()
 
 
-def test_has_one_capability_and_no_way_to_more(served):
-    pids = served.exec("sh", "-c", "cd /proc && ls -d [0-9]*").stdout.split()
-    shown = served.exec(
-        "sh",
-        "-c",
-        "for p in 1 $(cat /proc/1/task/1/children); do grep -h -e ^Cap -e ^NoNewPrivs /proc/$p/status; done",
-    ).stdout
-    assert pids
-    for name, value in re.findall(r"^(Cap\w+|NoNewPrivs):\s+(\w+)", shown, re.MULTILINE):
-        if name == "NoNewPrivs":
-            assert value == "1"
-        else:
-            assert int(value, 16) & ~IPC_LOCK == 0, (name, value)
+def test_no_process_has_more_rights_than_it_needs(served):
+    """Root's uid and four capabilities for the supervisor, one for the engine; the others are not root."""
+    show = "for p in /proc/[0-9]*; do cat $p/comm; grep -h -E '^(Cap|NoNewPrivs|Uid)' $p/status; echo; done"
+    found = {}
+    for process in served.exec("sh", "-c", show).stdout.split("\n\n"):
+        name, _, status = process.strip().partition("\n")
+        if name.startswith("vramblk-"):
+            found[name] = dict(re.findall(r"^(\w+):\s+(\w+)", status, re.MULTILINE))
+    assert {name: found[name]["Uid"] == "0" for name in found} == {
+        "vramblk-supervi": True, "vramblk-engine": True, "vramblk-worker": False, "vramblk-observe": False,
+    }  # fmt: skip
+    allowed = {"vramblk-supervi": IPC_LOCK | OTHER_UIDS, "vramblk-observe": 0}
+    for name, status in found.items():
+        assert status["NoNewPrivs"] == "1"
+        for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
+            assert int(status[kind], 16) & ~allowed.get(name, IPC_LOCK) == 0, (name, kind)
+    assert "uid_not_changed" not in served.logs()
 
 
 def test_memory_is_locked(served):

@@ -20,7 +20,7 @@ import pytest
 from vramblk.cli import COMMANDS, make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
 #: Options named without their command, of programs that are not ours.
 FOREIGN_OPTIONS = frozenset({"--network", "--iodepth"})
 _FOLDERS = "bench|deploy|docs|host|share|tests|tools|vramblk"

@@ -72,24 +72,45 @@ def refusal(lacks: str, *arguments: str, taken: str = "") -> str:
     return line.removeprefix("vramblk: ")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="requires root")
 @pytest.mark.skipif(not kernel.held_capabilities() >> kernel.CAP_IPC_LOCK & 1, reason="requires CAP_IPC_LOCK")
 def test_a_locked_worker_can_still_allocate_after_the_drop() -> None:
-    """With all memory locked and every capability but CAP_IPC_LOCK gone, 16 MiB more can be had and touched."""
+    """As another uid, with every capability but CAP_IPC_LOCK gone, 16 MiB more can be had, and are locked."""
     output = in_child(
         """
+        import os, resource
         from vramblk.swap import safeguards
-        from vramblk.system import kernel, proc
+        from vramblk.system import kernel, privileges, proc
         from vramblk.config.settings import load_settings
-        kernel.drop_privileges()
         locked = safeguards.lock_memory(load_settings(["--size", "64M"], {}))
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, 65536))
+        privileges.drop(privileges.allocate(1), keep=1 << kernel.CAP_IPC_LOCK)
+        before = proc.locked_bytes(os.getpid())
         more = bytearray(16 << 20)
         more[::4096] = b"x" * len(more[::4096])
         print(locked, kernel.held_capabilities() == 1 << kernel.CAP_IPC_LOCK,
-              proc.locked_bytes(__import__("os").getpid()) > 16 << 20,
-              open("/proc/self/status").read().count("NoNewPrivs:\\t1"))
+              proc.locked_bytes(os.getpid()) - before > 12 << 20,
+              open("/proc/self/status").read().count("NoNewPrivs:\\t1"), os.getuid() in privileges.UIDS)
         """
     )
-    assert output.split() == ["True", "True", "True", "1"]
+    assert output.split() == ["True", "True", "True", "1", "True"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="requires root")
+def test_the_signal_at_the_end_of_the_supervisor_survives_the_drop() -> None:
+    """The kernel clears PR_SET_PDEATHSIG when the uid changes."""
+    output = in_child(
+        """
+        import ctypes, os, signal
+        from vramblk.system import kernel, privileges
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        privileges.drop(privileges.allocate(1))
+        told = ctypes.c_int()
+        kernel.prctl(kernel.PR_GET_PDEATHSIG, ctypes.addressof(told))
+        print(told.value, os.getresuid()[2] in privileges.UIDS)
+        """
+    )
+    assert output.split() == ["9", "True"]
 
 
 def test_scratch_mode_takes_no_safeguard() -> None:

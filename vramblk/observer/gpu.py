@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from . import threads
 INTERVAL_S = 5.0
 STALE_S = 20.0
 
+_NVIDIA = Path("/dev/nvidiactl")
 _SYSFS = Path("/sys/bus/pci/devices")
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE | re.ASCII)
 _CLOCKS = {"graphics": "NVML_CLOCK_GRAPHICS", "sm": "NVML_CLOCK_SM", "memory": "NVML_CLOCK_MEM"}
@@ -47,6 +49,9 @@ class GpuWatch:
     """Reads every few seconds once ``watch`` has named the addresses."""
 
     def __init__(self, interval_s: float = INTERVAL_S) -> None:
+        if _NVIDIA.exists():
+            with suppress(ImportError):  # while this process may read it wherever it is
+                import pynvml  # noqa: F401
         self._interval_s = interval_s
         self._started = threading.Event()
         self._readings: list[Reading] = []
@@ -91,8 +96,10 @@ class Nvml:
     @classmethod
     def open(cls) -> Nvml | None:
         """NVML, or None where there is none. The module takes 2 MiB, so it is imported only here."""
-        import pynvml
-
+        try:
+            import pynvml
+        except (ImportError, OSError):  # this process's uid may not read where the packages are
+            return None
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..shared.context import Shared
 from .canary import Canary, publish_for_watchdog
@@ -31,6 +31,7 @@ def run(
     supervisor: socket.socket,
     files: Mapping[str, tuple[int, int]],
     watchdog_s: float | None = None,
+    drop_privileges: Callable[[], None] | None = None,
 ) -> int:
     """Serve every listener and pump the log until ``supervisor`` is at its end.
 
@@ -40,11 +41,11 @@ def run(
         files: the files of all Unix sockets, each with device and inode.
         watchdog_s: the interval of a service manager's watchdog, None without one.
         supervisor: its other end closes when the observer is to go, or when the supervisor has died.
+        drop_privileges: called when all that takes rights is open, and before there is a thread.
 
     Returns:
         The exit status, 0.
     """
-    pump = LogPump(log_read_fd)
     canary = Canary(shared)
     stalls = StallWatch(shared)
     sampler = Sampler(shared, stalls)
@@ -55,6 +56,9 @@ def run(
     metrics = Metrics(shared, sampler, canary, health_check, gpus, written)
     document = StatusDocument(shared, sampler, health_check, gpus, written, socket_files)
     pages = Pages(shared.settings, metrics, document, health_check, sampler, written)
+    if drop_privileges is not None:
+        drop_privileges()
+    pump = LogPump(log_read_fd)
     sampler.start()
     if watchdog_s is not None:
         publish_for_watchdog(canary, shared, watchdog_s)

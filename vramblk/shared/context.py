@@ -28,6 +28,8 @@ class Shared:
         places_fd: where workers take places at exports; see ``places``.
         log_fd: write end of the non-blocking pipe that the observer pumps to stdout.
         local: the window of the clients that the engine serves itself, if it does.
+        observer_uid: what the observer runs as; each worker has one of those behind it. None: all have the
+            supervisor's.
     """
 
     settings: Settings
@@ -39,6 +41,7 @@ class Shared:
     places_fd: int
     log_fd: int
     local: Window | None = None
+    observer_uid: int | None = None
 
     @property
     def client_windows(self) -> Sequence[Window]:
@@ -59,6 +62,10 @@ class Shared:
     def canary(self) -> Window:
         return self.windows[-1]
 
+    def worker_uid(self, index: int) -> int | None:
+        """What the worker of a window runs as; None: as the supervisor."""
+        return None if self.observer_uid is None else self.observer_uid + 1 + index
+
     def confine_worker(self, index: int) -> None:
         """Leave this process, which becomes a worker, only its own window, and the rest to read."""
         for window in self.windows:
@@ -74,13 +81,18 @@ class Shared:
 
 
 def make_shared(
-    settings: Settings, workers: Sequence[WindowLayout], local: WindowLayout | None, log_fd: int
+    settings: Settings,
+    workers: Sequence[WindowLayout],
+    local: WindowLayout | None,
+    log_fd: int,
+    observer_uid: int | None = None,
 ) -> Shared:
     """Make windows, doorbells and written-maps.
 
     Args:
         workers: layout of each worker's window.
         local: of the window of the clients that the engine serves itself, if it does.
+        observer_uid: the first of the uids that children run as, see ``Shared``.
     """
     exports = len(settings.exports)
     own = [] if local is None else [local]
@@ -95,4 +107,5 @@ def make_shared(
         places_fd=make_places(),
         log_fd=log_fd,
         local=windows[-2] if local is not None else None,
+        observer_uid=observer_uid,
     )

@@ -141,6 +141,7 @@ class Window:
         self.base = base
         self.layout = layout
         self.mapping = mmap.mmap(-1, layout.total_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+        self.mapping.madvise(mmap.MADV_DONTDUMP)  # a core would hold what clients have written
         whole = memoryview(self.mapping)
         self.words = whole[:PAGE].cast("Q")
         self.counters = WorkerCounters(whole[layout.counters_offset : layout.slots_offset], layout.exports)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from ..shared.context import Shared
 from ..swap import safeguards
-from ..system import logs
+from ..system import logs, privileges
 from .children import Backoff, Child
 from .eventloop import EventLoop
 from .processtable import ProcessTable
@@ -98,7 +98,13 @@ class ObserverProcess:
         from .. import observer
 
         return observer.run(
-            self._shared, self._log_reader, list(self._sockets), supervisor, self._files, self._watchdog_s
+            self._shared,
+            self._log_reader,
+            list(self._sockets),
+            supervisor,
+            self._files,
+            self._watchdog_s,
+            lambda: privileges.drop(self._shared.observer_uid),
         )
 
     def _ended(self, child: Child) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from ..shared.context import Shared, make_shared
 from ..shared.control import ControlWord
 from ..shared.window import WindowLayout
 from ..swap import safeguards
-from ..system import logs
+from ..system import logs, privileges
 from ..system.tls import TlsFiles, read_files
 from . import children, listeners
 from .eventloop import EventLoop
@@ -59,6 +60,8 @@ def prepared(settings: Settings, startup_warnings: Sequence[str] = ()) -> Iterat
     tls_files = read_files(settings)
     workers, local = window_layouts(settings)
     safeguards.prepare(settings)
+    privileges.forbid_cores()
+    observer_uid = _allocate_uids(1 + len(workers))
     children.set_process_name("vramblk-supervisor", command_line=False)
     with (
         closing(EventLoop()) as loop,
@@ -70,7 +73,7 @@ def prepared(settings: Settings, startup_warnings: Sequence[str] = ()) -> Iterat
             logs.get().warning("startup_warning", detail=warning)
         sockets.bind(group)
         with _log_pipe(settings) as pipe:
-            shared = _make_shared(settings, workers, local, pipe)
+            shared = _make_shared(settings, workers, local, pipe, observer_uid)
             yield Prepared(tls_files, loop, signals, manager, sockets, pipe, shared)
 
 
@@ -85,11 +88,33 @@ def _log_pipe(settings: Settings) -> Iterator[LogPipe]:
         pipe.flush()
 
 
+def _allocate_uids(count: int) -> int | None:
+    """The first of the uids that children run as; None, with a log event, if they keep this process's."""
+    try:
+        return privileges.allocate(count)
+    except OSError as error:
+        root = not os.geteuid()
+        logs.get().log(
+            logging.WARNING if root else logging.INFO,
+            "uid_not_changed",
+            detail=str(error),
+            effect="workers and the observer run under the uid of the engine",
+            remedy=f"grant {privileges.NEEDED}; the compose files and the systemd unit do"
+            if root
+            else "start the server as root",
+        )
+        return None
+
+
 def _make_shared(
-    settings: Settings, workers: Sequence[WindowLayout], local: WindowLayout | None, pipe: LogPipe
+    settings: Settings,
+    workers: Sequence[WindowLayout],
+    local: WindowLayout | None,
+    pipe: LogPipe,
+    observer_uid: int | None,
 ) -> Shared:
     """The shared memory; this process logs through the pipe from here on."""
-    shared = make_shared(settings, workers, local, pipe.writer)
+    shared = make_shared(settings, workers, local, pipe.writer, observer_uid)
     control = shared.control
     control.store(ControlWord.SUPERVISOR_PID, os.getpid())
 

@@ -8,6 +8,9 @@ import os
 from . import proc
 
 PR_SET_PDEATHSIG = 1
+PR_GET_PDEATHSIG = 2
+PR_SET_DUMPABLE = 4
+PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
@@ -16,6 +19,9 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 PR_SET_THP_DISABLE = 41
 PR_SET_IO_FLUSHER = 57
 
+CAP_KILL = 5
+CAP_SETGID = 6
+CAP_SETUID = 7
 CAP_SETPCAP = 8
 CAP_IPC_LOCK = 14
 CAP_SYS_NICE = 23
@@ -168,21 +174,6 @@ def set_capabilities(effective: int, permitted: int) -> None:
         )
     )
     _check(_libc.capset(ctypes.byref(header), ctypes.byref(halves)), "capset")
-
-
-def drop_privileges() -> None:
-    """Give up all that a worker does not need: new privileges, and capabilities except CAP_IPC_LOCK.
-
-    CAP_IPC_LOCK stays because under MCL_FUTURE every later allocation needs it.
-    """
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
-    try_prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    for capability in range(64):
-        if capability != CAP_IPC_LOCK and not try_prctl(PR_CAPBSET_DROP, capability):
-            break
-    keep = 1 << CAP_IPC_LOCK
-    permitted = int(proc.status()["CapPrm"], 16)
-    set_capabilities(held_capabilities() & keep, permitted & keep)
 
 
 def set_thread_name(name: str) -> None:

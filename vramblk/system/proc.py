@@ -180,14 +180,16 @@ def write_oom_score_adj(score: int) -> None:
 def locked_bytes(pid: int) -> int:
     """Locked and resident memory of a process; a page that several share counts in parts. Never raises.
 
-    Source: Locked in /proc/PID/smaps_rollup, or VmLck, which counts addresses, if that is refused.
+    Source: Locked in /proc/PID/smaps_rollup. If that is refused: VmLck, which counts addresses, or VmRSS,
+    whichever is less.
     """
     try:
         with open(f"/proc/{pid}/smaps_rollup") as rollup:
             return sum(_kib(line.split()[1]) for line in rollup if line.startswith("Locked:"))
     except OSError:
         try:
-            return _kib(status(pid)["VmLck"])
+            values = status(pid)
+            return min(_kib(values["VmLck"]), _kib(values["VmRSS"]))
         except (OSError, KeyError):
             return 0
 

@@ -17,7 +17,7 @@ from ..shared import stages
 from ..shared.context import Shared
 from ..shared.window import Word
 from ..swap import prefault, safeguards
-from ..system import kernel, logs, tls
+from ..system import kernel, logs, privileges, tls
 from .loop import ClientLoop
 from .windowproof import prove_window
 
@@ -96,9 +96,12 @@ def run(shared: Shared, index: int, handoff: socket.socket, tls_files: tls.TlsFi
     timing = WorkerTiming(stages.active, index) if stages.active is not None else None
     worker = Worker(shared, index, handoff, window.layout.lanes, timing)
     worker.prepare(tls_files.context() if tls_files else None)
-    kernel.drop_privileges()
+    # Before the change of uid, which takes the right to read this process's own page map.
     safeguards.lock_memory(settings)
     prefault.prefault(settings, [window.whole])
+    # Under MCL_FUTURE every later allocation needs CAP_IPC_LOCK.
+    privileges.drop(shared.worker_uid(index), keep=1 << kernel.CAP_IPC_LOCK)
+    privileges.start_no_process()
     gc.disable()
     worker.serve()
     return 0
