@@ -43,9 +43,11 @@ SHELL ["/bin/sh", "-euc"]
 # hadolint ignore=DL3008  # Debian keeps one version of a package per release; the image lists what it got
 RUN apt-get update -q; \
     apt-get install -qy --no-install-recommends binutils gcc libc6-dev python3.13-dev python3.13-venv; \
-    rm -rf /var/lib/apt/lists/*; \
-    python3.13 -m venv /opt/build; \
-    /opt/build/bin/pip install --no-cache-dir cython==3.3.1 setuptools==80.9.0 wheel==0.45.1; \
+    rm -rf /var/lib/apt/lists/*
+# Only what a lock file names by its hash; no source packages, since their own build requirements have no hashes.
+COPY requirements-build.txt /src/
+RUN python3.13 -m venv /opt/build; \
+    /opt/build/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r /src/requirements-build.txt; \
     python3.13 -m venv --without-pip /opt/vramblk
 
 FROM python AS dependencies
@@ -53,14 +55,16 @@ COPY requirements.txt /src/
 ARG RUNTIMES="nvidia amd intel cpu"
 # Checked-by-hash bytecode carries no timestamps, and nothing can be written next to it at run time.
 RUN pip() { /opt/build/bin/pip --python /opt/vramblk/bin/python "$@"; }; \
-    pip install --no-cache-dir --no-compile -r /src/requirements.txt; \
+    pip install --no-cache-dir --no-compile --require-hashes --only-binary :all: -r /src/requirements.txt; \
     case " ${RUNTIMES} " in \
         *" cpu "*) strip --strip-unneeded /opt/vramblk/lib/python3.13/site-packages/pyopencl/.libs/libpocl-*.so ;; \
         *) pip uninstall -y pocl-binary-distribution ;; \
     esac; \
     find /opt/vramblk -type d \( -name tests -o -name __pycache__ \) -prune -exec rm -rf {} +; \
     /opt/vramblk/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/vramblk/lib; \
-    mkdir -p /opt/vramblk/share; \
+    mkdir -p /opt/vramblk/share/licenses/nvidia-ml-py /opt/vramblk/share/licenses/siphash24; \
+    sed -n '1,/^$/p' /opt/vramblk/lib/python3.13/site-packages/pynvml.py >/opt/vramblk/share/licenses/nvidia-ml-py/LICENSE; \
+    cp /usr/share/common-licenses/Apache-2.0 /opt/vramblk/share/licenses/siphash24/LICENSE; \
     pip freeze >/opt/vramblk/share/python-packages.txt
 
 # The packages with .pxd files, apart from the rest: a change of another package need not wait for the compiler.
@@ -94,12 +98,24 @@ RUN umask 022; \
     cp -a /compiled/. /package/lib/python3.13/site-packages/vramblk/
 
 # --- The image --------------------------------------------------------------------------------------------------
-FROM ${BASE}
+# A copy of the base, so that no layer holds what is taken out here: setuid bits, which nothing in the image needs, and
+# the CA bundle of a build behind a TLS-intercepting proxy (deploy/make-base.sh), with the variable that names it.
+FROM ${BASE} AS root
 SHELL ["/bin/sh", "-euc"]
 # hadolint ignore=DL3008  # as above
 RUN apt-get update -q; \
     apt-get install -qy --no-install-recommends ocl-icd-libopencl1 python3.13; \
-    rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/log/*
+    rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache /var/log/*; \
+    rm -f /etc/ssl/certs/build-host.crt; \
+    find / -xdev -type f -perm /6000 -exec chmod ug-s {} +; \
+    mkdir /image; \
+    tar -C / --one-file-system --exclude=./image --exclude=./image.tar -cf /image.tar .; \
+    tar -C /image -xf /image.tar; \
+    mkdir -p /image/dev /image/proc /image/sys
+
+FROM scratch
+COPY --from=root /image/ /
+SHELL ["/bin/sh", "-euc"]
 # The classic builder fails at an empty layer, hence a file where a runtime was not chosen.
 COPY --from=amd /out/ /
 COPY --from=intel /out/ /
@@ -130,14 +146,19 @@ EXPOSE 10809/tcp 10810/tcp
 HEALTHCHECK --interval=5s --timeout=10s --start-period=60s --retries=3 CMD ["vramblk", "status", "--health"]
 ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
 
+# In /usr/share/doc/*/copyright, /opt/vramblk/share/licenses and the folders of the Python packages are the texts.
+# LicenseRef-Debian: those of the base's packages. docs/container.md says which part has which.
+ARG BASE
+ARG BASE_DIGEST=
 ARG VERSION=0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="vramblk" \
       org.opencontainers.image.description="GPU memory as an NBD block device" \
-      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.licenses="MIT AND 0BSD AND Apache-2.0 AND Apache-2.0 WITH LLVM-exception AND BSD-2-Clause AND BSD-3-Clause AND CC0-1.0 AND GPL-3.0-or-later AND GPL-3.0-or-later WITH GCC-exception-3.1 AND LGPL-2.1-or-later AND LGPL-3.0-or-later AND NCSA AND PSF-2.0 AND Zlib AND LicenseRef-Debian" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.base.name="debian:trixie-slim" \
+      org.opencontainers.image.base.name="${BASE}" \
+      org.opencontainers.image.base.digest="${BASE_DIGEST}" \
       vramblk.runtimes="${RUNTIMES}"
 
 # Last, so that a change of the source repeats this step only.

@@ -6,7 +6,9 @@ ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPILED := $(VENV)/.compiled
-LOCK := $(wildcard requirements-dev.txt)
+LOCK := requirements-dev.txt
+# Without --only-binary a package without a wheel for this Python would be built with whatever its author asks for.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help install run up down logs status monitoring exporter monitoring-down install-host uninstall-host test test-unit test-wire test-page test-container test-vm test-oclgrind test-intel-cpu test-qemu test-gpu lint bench
 
@@ -46,12 +48,8 @@ $(STAMP): pyproject.toml $(LOCK)
 	@deploy/packages.sh 'make install' \
 		"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')/ensurepip/__init__.py:python3-venv"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-ifneq ($(LOCK),)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
-	VRAMBLK_COMPILE=no $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-else
-	VRAMBLK_COMPILE=no $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-endif
+	$(PIP) --require-hashes --only-binary :all: -r $(LOCK)
+	VRAMBLK_COMPILE=no $(PIP) --no-index --no-deps --no-build-isolation -e .
 	@touch $@
 
 # --allow-cpu only where there is no GPU: a "GPU disk" must not silently be system RAM, also not where the question

@@ -14,7 +14,6 @@
 set -eu
 
 cd "$(dirname "$0")/.."
-base_image=debian:trixie-slim
 swap_unit=vramblk-swap.service
 # The files of another root directory are looked at in the tests only.
 host=${VRAMBLK_HOST_ROOT:-}
@@ -40,7 +39,7 @@ setting() {
 
 # What .env means is Compose's to say, since its grammar differs between its versions: comments, `export`, quotes,
 # variables in variables. It is asked once, for every name that is looked up here.
-asked_for='COMPOSE_FILE COMPOSE_PROJECT_NAME RUSTICL_ENABLE VRAMBLK_DEVICE VRAMBLK_EXPORTER_PORT VRAMBLK_EXPORT_NAME
+asked_for='COMPOSE_FILE COMPOSE_PROJECT_NAME RUSTICL_ENABLE VRAMBLK_BASE VRAMBLK_DEVICE VRAMBLK_EXPORTER_PORT VRAMBLK_EXPORT_NAME
     VRAMBLK_GRAFANA_PORT VRAMBLK_IMAGE VRAMBLK_METRICS_PORT VRAMBLK_METRICS_TOKEN VRAMBLK_METRICS_TOKEN_FILE VRAMBLK_MODE
     VRAMBLK_MONITORING_TOKEN_PATH VRAMBLK_NBD_PORT VRAMBLK_PROMETHEUS_PORT VRAMBLK_RENDER_GID
     VRAMBLK_RUN_DIR VRAMBLK_TLS VRAMBLK_TLS_DIR VRAMBLK_TLS_VERIFY_PEER VRAMBLK_UP_TIMEOUT VRAMBLK_VIDEO_GID'
@@ -466,10 +465,25 @@ check_ports() {
 
 # --- build -----------------------------------------------------------------------------------------------------------
 
+# What the build starts from. An image of a registry is named by its digest: the build then takes the one that is here,
+# and the image's label names it.
 make_base() {
-    docker image inspect "$base_image" >/dev/null 2>&1 && return 0
+    base_image=$(setting VRAMBLK_BASE)
+    base_image=${base_image:-debian:trixie-slim}
+    docker image inspect "$base_image" >/dev/null 2>&1 || get_base
+    digest=$(docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$base_image" | grep -m 1 '@sha256:') ||
+        return 0 # made here
+    VRAMBLK_BASE=$digest VRAMBLK_BASE_DIGEST=${digest#*@}
+    export VRAMBLK_BASE VRAMBLK_BASE_DIGEST
+    say "+ the base is $digest"
+}
+
+get_base() {
     say "+ docker pull $base_image"
     docker pull -q "$base_image" 2>/dev/null && return 0
+    case $base_image in
+    *@*) fail 1 "$base_image cannot be pulled, and no other image has its digest; correct VRAMBLK_BASE or leave it out" ;;
+    esac
     say "No image registry answers: making $base_image from Debian's packages."
     deploy/make-base.sh "$base_image"
 }

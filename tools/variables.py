@@ -19,6 +19,12 @@ class ForeignVariable:
 
 
 FOREIGN_VARIABLES: tuple[ForeignVariable, ...] = (
+    ForeignVariable(
+        "VRAMBLK_BASE",
+        "compose",
+        "Image that the build starts from, Debian trixie; with @sha256:DIGEST exactly that one.",
+        "debian:trixie-slim",
+    ),
     ForeignVariable("VRAMBLK_IMAGE", "compose", "Image to run.", "vramblk:latest"),
     ForeignVariable(
         "VRAMBLK_RUNTIMES",
@@ -57,6 +63,7 @@ FOREIGN_VARIABLES: tuple[ForeignVariable, ...] = (
     ForeignVariable("VRAMBLK_VIDEO_GID", "compose", "Group of /dev/dri/card*, as a number."),
     ForeignVariable("VRAMBLK_ICD", "compose", "OpenCL driver for AMD: amdocl64 or rusticl.", "amdocl64"),
     ForeignVariable("VRAMBLK_UP_TIMEOUT", "make up", "Seconds to wait until the server is healthy.", "120"),
+    ForeignVariable("VRAMBLK_BASE_DIGEST", "build", "Digest of the base written into the image."),
     ForeignVariable("VRAMBLK_VERSION", "build", "Version written into the image."),
     ForeignVariable("VRAMBLK_REVISION", "build", "Revision written into the image."),
     ForeignVariable(

@@ -1477,3 +1477,38 @@ def refused(done: subprocess.CompletedProcess[str], status: int, words: str) -> 
     assert done.returncode == status, (done.stdout, done.stderr)
     assert done.stderr.count("\n") == 1, done.stderr
     assert words in done.stderr
+
+
+# The base image
+
+DIGEST = "debian@sha256:" + "0" * 64
+OF_A_REGISTRY = DOCKER.replace(
+    "'image inspect --format {{.Id}} '*)",
+    f"'image inspect --format {{{{range .RepoDigests'*) echo {DIGEST} ;;\n    'image inspect --format {{{{.Id}}}} '*)",
+)
+BUILD = 'echo "built from ${VRAMBLK_BASE:-the default} with digest ${VRAMBLK_BASE_DIGEST:-none}" >>"$TEST/calls"'
+
+
+def test_a_base_of_a_registry_is_named_by_its_digest(host):
+    host.program("docker", OF_A_REGISTRY)
+    host.write("build", BUILD)
+    done = host.run()
+    assert done.returncode == 0, done.stderr
+    assert f"built from {DIGEST} with digest {DIGEST.partition('@')[2]}" in host.calls
+    assert DIGEST in done.stdout
+
+
+def test_a_base_that_was_made_here_has_no_digest(host):
+    host.write("build", BUILD)
+    assert host.run().returncode == 0
+    assert "built from the default with digest none" in host.calls
+
+
+def test_another_base_is_not_made_in_place_of_a_digest(host):
+    """A pinned base that no registry has: the fallback would be another image."""
+    host.program("docker", DOCKER.replace("'info '*)", "'image inspect '*|'pull '*) exit 1 ;;\n    'info '*)", 1))
+    host.write("clone/deploy/make-base.sh", '#!/bin/sh\necho "make-base $*" >>"$TEST/calls"\n')
+    (host.directory / "clone/deploy/make-base.sh").chmod(0o755)
+    host.write("clone/.env", f"VRAMBLK_BASE={DIGEST}")
+    refused(host.run(), 1, f"{DIGEST} cannot be pulled")
+    assert "make-base" not in host.calls

@@ -5,5 +5,6 @@ cd "$(dirname "$0")/../.."
 folder=build/intel-cpu
 
 [[ -e $folder/bin/python ]] || "$1" -m venv "$folder"
-"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r tests/intel_cpu/requirements.txt
+"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes \
+    --only-binary :all: -r tests/intel_cpu/requirements.txt
 echo "$PWD/$folder/lib/libintelocl.so" >"$folder/intel-cpu.icd"

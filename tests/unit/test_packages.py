@@ -249,7 +249,8 @@ def test_make_names_what_it_installs_for_the_compiler(machine: Machine) -> None:
 def test_make_names_what_it_installs_for_the_virtual_environment(machine: Machine) -> None:
     """A Debian machine without python3-venv; without the package nothing can go on."""
     machine.has({"python3-venv": []})
-    (machine.home / "pyproject.toml").touch()
+    for name in ("pyproject.toml", "requirements-dev.txt"):
+        (machine.home / name).touch()
     machine.fake("python", f'#!/bin/sh\ncase $2 in *sysconfig*) echo {machine.home}/lib ;; *) exit 1 ;; esac\n')
     assert machine.run("make", "venv/.installed", "VENV=venv", f"PYTHON={machine.home}/bin/python") != 0
     assert machine.installed == {"python3-venv"}

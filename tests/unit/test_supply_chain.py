@@ -1,7 +1,8 @@
-"""What the image is made of: Debian's packages by signature."""
+"""What the environment and the image are made of: Debian's packages by signature, Python's by hash."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -96,3 +97,46 @@ def test_a_failure_keeps_its_log(maker: Maker) -> None:
     (log,) = maker.logs
     assert "unknown key" in done.stderr and str(log) in done.stderr
     assert not (maker.home / "imported").exists()
+
+
+# pip
+
+
+def pip_steps() -> list[tuple[str, str]]:
+    """Every call of pip that installs or builds, with its file."""
+    files = [ROOT / "Dockerfile", ROOT / "Makefile", ROOT / ".ci/run", *ROOT.rglob("*.sh")]
+    found = []
+    for file in files:
+        if {"build", ".venv"} & set(file.relative_to(ROOT).parts):
+            continue
+        text = file.read_text().replace("\\\n", " ").replace("$(PIP)", "pip install")
+        for line in text.splitlines():
+            if re.search(r"\bpip\b.* (install|wheel|download)\b", line) and not line.lstrip().startswith(("#", "PIP :=")):
+                found += [(file.name, step) for step in line.split(";") if re.search(r"pip\b.* (install|wheel)\b", step)]
+    return found
+
+
+def test_each_pip_step_takes_what_has_a_hash_or_nothing_from_outside() -> None:
+    """A source package, too, would bring build requirements that have no hash."""
+    steps = pip_steps()
+    assert len(steps) >= 7, steps
+    for name, step in steps:
+        assert "--no-index" in step or ("--require-hashes" in step and "--only-binary" in step), (name, step)
+
+
+@pytest.mark.parametrize("lock", ["requirements.txt", "requirements-build.txt", "requirements-dev.txt"])
+def test_each_locked_package_has_a_version_and_hashes(lock: str) -> None:
+    entries = re.findall(r"^(\S+==\S+.*?)(?=^\S|\Z)", (ROOT / lock).read_text(), re.MULTILINE | re.DOTALL)
+    assert entries and all("--hash=sha256:" in entry for entry in entries)
+    lines = [line for line in (ROOT / lock).read_text().splitlines() if line[:1] not in ("", " ", "#")]
+    assert len(lines) == len(entries)
+
+
+def test_the_image_is_built_with_what_the_tests_are() -> None:
+    def locked(name: str) -> dict[str, set[str]]:
+        entries = re.findall(r"^(\S+==\S+)(.*?)(?=^\S|\Z)", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
+        return {package: set(re.findall("sha256:[0-9a-f]{64}", hashes)) for package, hashes in entries}
+
+    build, dev = locked("requirements-build.txt"), locked("requirements-dev.txt")
+    assert {name.partition("==")[0] for name in build} == {"cython", "setuptools"}
+    assert all(dev.get(name) == hashes for name, hashes in build.items())

@@ -258,7 +258,7 @@ def psk_python(tmp_path_factory: pytest.TempPathFactory) -> str:
         return PSK_PYTHON
     place = tmp_path_factory.mktemp("python-with-psk")
     subprocess.run([PSK_PYTHON, "-m", "venv", str(place)], check=True, capture_output=True)
-    pip = [str(place / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(place / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
     packages = ["-r", str(REPOSITORY / "requirements.txt")]
     done = subprocess.run([*pip, *packages], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
