@@ -244,18 +244,20 @@ def test_client_that_is_gone_before_accept(tmp_path: Path) -> None:
 class Workers:
     """The part of a worker_pool that takes connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.attached = 0
         self.has_room = True
         self.willing = True
         self.numbers: list[int] = []
 
-    def hand_over(self, connection: socket.socket, number: int, peer: str) -> bool:
-        if self.willing:
-            self.attached += 1
-            self.numbers.append(number)
-            connection.send(b"hello")
-        return self.willing
+    def admit(self, connection: socket.socket, number: int, peer: str) -> str:
+        if self.attached >= self.most or not self.willing:
+            return "full"
+        self.attached += 1
+        self.numbers.append(number)
+        connection.send(b"hello")
+        return ""
 
 
 class FailingListener:
@@ -280,10 +282,10 @@ class Door:
     def __init__(self, path: Path, *arguments: str) -> None:
         self.path = path
         self.loop = EventLoop()
-        self.workers = Workers()
         self.control = make_control()
         self.listener = FailingListener(bind_unix(path))
         settings = load_settings(["--size", "4M", *arguments], {})
+        self.workers = Workers(settings.max_connections)
         self.acceptor = Acceptor(
             settings, self.control, self.loop, self.workers, [self.listener],  # type: ignore[arg-type,list-item]
             full_pause_s=0.05, exhausted_pause_s=0.1,
@@ -398,7 +400,7 @@ def test_swap_refuses_what_has_no_worker(tmp_path: Path, log: list[Any]) -> None
     with door.connect() as client:
         door.loop.turn(5)
         assert door.answered(client) == b""
-    assert log[0]["event"] == "connection_refused" and "--workers" in log[0]["reason"]
+    assert log[0]["event"] == "connection_refused" and log[0]["reason"] == "full"
     door.acceptor.close()
     door.loop.close()
 

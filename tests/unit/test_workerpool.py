@@ -22,7 +22,7 @@ from vramblk.config.settings import Settings, load_settings
 from vramblk.errors import ConfigError, PreconditionError, RuntimeFailure
 from vramblk.serving.lanes import Lanes
 from vramblk.shared.control import ControlWord
-from vramblk.shared.window import WindowLayout, Word
+from vramblk.shared.window import ConnectionState, WindowLayout, Word
 from vramblk.supervisor.children import Backoff, Child
 from vramblk.supervisor.eventloop import EventLoop
 from vramblk.supervisor.handoffs import Handoffs
@@ -195,6 +195,11 @@ class Family:
         window = self.shared.windows[index]
         window.whole[: window.layout.slab_offset] = byte
 
+    def handoffs(self, index: int) -> Handoffs:
+        handoffs = self.worker_pool.slots[index].handoffs
+        assert handoffs is not None
+        return handoffs
+
     def leave(self, index: int) -> None:
         """A client of this worker closes its connection."""
         window = self.shared.windows[index]
@@ -264,6 +269,46 @@ def test_full_worker_pool_takes_nobody() -> None:
     assert not family.worker_pool.has_room
     family.leave(0)
     assert family.worker_pool.has_room
+
+
+@pytest.mark.parametrize("mode", ["scratch", "swap"])
+def test_an_unfinished_negotiation_makes_way(mode: str) -> None:
+    """Once for one newcomer, told to the process that has it; a client that has negotiated stays."""
+    swap = ("--mode", "swap", "--listen-addr", "unix:/x") if mode == "swap" else ("--max-connections", "1")
+    family = Family(*swap, workers=1).start()
+    window = family.shared.windows[0]
+
+    def admit(number: int) -> str:
+        with socket.socket(socket.AF_UNIX) as connection:
+            return family.worker_pool.admit(connection, number, "unix:")
+
+    def messages() -> list[dict[str, int]]:
+        found = [json.loads(family.lines[0].recv(4096)) for _ in range(len(family.handoffs(0).untaken))]
+        window.store(Word.HANDOFFS, window.load(Word.HANDOFFS) + len(found))
+        return [{key: value for key, value in each.items() if key != "peer"} for each in found]
+
+    assert admit(1) == "" and admit(2) == ""
+    assert messages() == [{"id": 1}, {"id": 2, "instead_of": 1}], "one that is on its way makes way too"
+    window.set_connection(0, 1, 5, 0, ConnectionState.NEGOTIATING, "")
+    assert ("--workers" if mode == "swap" else "--max-connections") in admit(3), "it makes way for one only"
+    family.leave(0)
+    window.set_connection(0, 2, 6, 0, ConnectionState.TRANSMISSION, "")
+    assert admit(4) and not messages()
+    window.set_connection(0, 2, 6, 0, ConnectionState.NEGOTIATING, "")
+    assert not admit(5) and messages() == [{"id": 5, "instead_of": 2}]
+
+
+def test_a_newcomer_is_not_passed_on_beyond_the_limit() -> None:
+    """Its worker stands still, so the negotiation that was to make way is still there."""
+    family = Family("--max-connections", "3").start()
+    for number in range(3):
+        assert family.hand_over(number)
+    family.handed(1)
+    [negotiating] = family.handed(0)[:1]
+    family.shared.windows[0].set_connection(0, negotiating, 0, 0, ConnectionState.NEGOTIATING, "")
+    with socket.socket(socket.AF_UNIX) as connection:
+        assert not family.worker_pool.admit(connection, 3, "unix:")
+    assert family.wait(0.6, 1) == [] and family.worker_pool.attached == 3
 
 
 def test_worker_that_is_not_ready_gets_nobody() -> None:

@@ -213,7 +213,8 @@ OPTIONS: tuple[Option, ...] = (
         default="127.0.0.1:10809", short="-l", repeatable=True,
     ),
     Option(
-        "max_connections", "Listeners", "Connections served at once; one more is closed.",
+        "max_connections", "Listeners",
+        "Connections served at once; one more is closed. Some are kept for Unix sockets and this machine.",
         _integer(1, 4096), "1 to 4096", "N", default="64",
     ),
     Option(

@@ -125,8 +125,7 @@ def _processes(document: dict[str, Any]) -> Iterator[OperatorWarning]:
         yield OperatorWarning(
             "connections_refused",
             "note",
-            f"{counters['connections_refused']} connections were closed because all "
-            f"{document['max_connections']} places were taken.",
+            f"{counters['connections_refused']} connections were closed because no place was free for them.",
             "Raise --max-connections, or see below who is connected. In swap mode --workers is the limit.",
         )
     if counters["dropped_log_lines"]:

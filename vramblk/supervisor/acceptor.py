@@ -89,10 +89,8 @@ class Acceptor:
                 self._pause(self._exhausted_pause_s)
                 return
             with connection:
-                if full:
-                    self._refuse(peer, f"{self._most} connections are open (--max-connections)")
-                elif not self._pool.hand_over(connection, next(self._numbers), peer):
-                    self._refuse(peer, "no place is free (--workers)" if self._swap else "no worker answers")
+                if reason := self._pool.admit(connection, next(self._numbers), peer):
+                    self._refuse(peer, reason)
 
     def _refuse(self, peer: str, reason: str) -> None:
         control = self._control

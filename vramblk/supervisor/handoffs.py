@@ -33,12 +33,14 @@ class Handoff(NamedTuple):
     Attributes:
         sent_s: when, monotonic seconds.
         begun: how it goes on, of one that the engine has served until now; see ``shared.moves``.
+        instead_of: the unfinished negotiation that makes way for it.
     """
 
     number: int
     peer: str
     sent_s: float
     begun: Mapping[str, Any] | None = None
+    instead_of: int | None = None
 
 
 class Handoffs:
@@ -77,17 +79,25 @@ class Handoffs:
         peer: str,
         now_s: float,
         begun: Mapping[str, Any] | None = None,
+        instead_of: int | None = None,
     ) -> bool:
-        """Give the worker a connection; False if it has no room for the message, or is gone."""
+        """Give the worker a connection; False if it has no room for the message, or is gone.
+
+        Args:
+            instead_of: a connection of this worker that is closed first if it still negotiates; otherwise the
+                new one is closed.
+        """
         if not self._send_tls_files():
             return False
-        message = {"id": number, "peer": peer} | ({} if begun is None else {"begun": begun})
+        optional = {"begun": begun, "instead_of": instead_of}
+        given = {name: value for name, value in optional.items() if value is not None}
+        message = {"id": number, "peer": peer} | given
         try:
             socket.send_fds(self.ours, [json.dumps(message).encode()], [connection.fileno()])
         except OSError:
             return False
         self.sent += 1
-        self._waiting.append(Handoff(number, peer, now_s, begun))
+        self._waiting.append(Handoff(number, peer, now_s, begun, instead_of))
         return True
 
     def renew_tls(self, packed: bytes) -> bool:
@@ -95,6 +105,12 @@ class Handoffs:
         self._tls_files = packed
         self._tls_due = True
         return self._send_tls_files()
+
+    @property
+    def untaken(self) -> list[Handoff]:
+        """Connections that the worker has not taken yet, the oldest first."""
+        self._note_taken()
+        return list(self._waiting)
 
     @property
     def waiting(self) -> int:
@@ -137,7 +153,9 @@ class Handoffs:
             self._waiting.remove(taken)
         else:  # the worker had counted it, but has not taken it
             self._taken -= 1
-            taken = Handoff(message["id"], message["peer"], 0.0, message.get("begun"))
+            taken = Handoff(
+                message["id"], message["peer"], 0.0, message.get("begun"), message.get("instead_of")
+            )
         return taken, socket.socket(fileno=descriptor) if descriptor is not None else None
 
     def stand_still(self, since_s: float) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from ..system import logs
 from .eventloop import EventLoop
@@ -35,7 +35,7 @@ class Stalls:
 
     Args:
         room_elsewhere: whether another worker takes connections.
-        hand_over: gives a connection to one; False if none could take it.
+        hand_over: gives a connection that was taken back to one; False if none could take it.
         give_up_s: a connection that has been waiting for so long is closed; None: it waits on.
     """
 
@@ -44,7 +44,7 @@ class Stalls:
         loop: EventLoop,
         slots: Sequence[Slot],
         room_elsewhere: Callable[[], bool],
-        hand_over: Callable[[socket.socket, int, str, Mapping[str, Any] | None], bool],
+        hand_over: Callable[[socket.socket, Handoff], bool],
         *,
         give_up_s: float | None,
     ) -> None:
@@ -66,7 +66,7 @@ class Stalls:
         """Give a connection that was taken back to another worker, or close it."""
         if connection is not None:
             with connection:
-                if self._hand_over(connection, handoff.number, handoff.peer, handoff.begun):
+                if self._hand_over(connection, handoff):
                     return
         logs.limited(self._log, "connection_refused", client=handoff.peer, reason=reason)
 

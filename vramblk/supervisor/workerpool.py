@@ -2,6 +2,8 @@
 
 Of the workers it is the least loaded that is ready and does not stand still.
 
+``limits`` says how many are taken.
+
 A faulty worker may write anything into its window, so nothing that is read there may raise here.
 """
 
@@ -13,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..shared.context import Shared
+from ..shared.window import ConnectionState
 from .eventloop import EventLoop
 from .handoffs import Handoff
+from .limits import Client, Full, Limits, Origin, Peer, makes_way, peer_of
 from .slots import Slot, printable
 from .stalls import PASSED_OVER_S, Stalls
 
@@ -35,9 +39,14 @@ class WorkerPool:
         self.slots = slots
         self._workers = [slot for slot in slots if not slot.local]
         self._exports = shared.settings.exports
-        swap = shared.settings.mode == "swap"
+        self._swap = swap = shared.settings.mode == "swap"
+        self._limits = Limits(shared.settings)
+        #: Of TCP clients, by the number of the connection. All others are on Unix sockets.
+        self._peers: dict[int, Peer] = {}
+        #: Negotiations that were told to make way and still stand in a window.
+        self._sentenced: set[int] = set()
         self._stalls = Stalls(
-            loop, slots, lambda: self.has_room, self.hand_over, give_up_s=None if swap else give_up_s
+            loop, slots, lambda: self.has_room, self._hand_over_again, give_up_s=None if swap else give_up_s
         )
 
     @property
@@ -59,6 +68,32 @@ class WorkerPool:
             if slot.child
             for connection in slot.window.connections()
         ]
+
+    def admit(self, connection: socket.socket, number: int, peer: str) -> str:
+        """Give a new connection to who takes it, in the place of an unfinished negotiation if it has to be.
+
+        Returns:
+            Why nobody takes it; empty if somebody does.
+        """
+        try:
+            origin = peer_of(connection)
+        except OSError:
+            return "the client has gone"
+        held = self._held()
+        clients = [client for client, _ in held.values()]
+        full = self._limits.reached(origin, clients, self.attached)
+        if full is None and self.hand_over(connection, number, peer):
+            admitted = True
+        else:
+            nobody = "no place is free (--workers)" if self._swap else "no worker answers"
+            full = full or Full(nobody, lambda other: True)
+            gone = makes_way(origin, full, clients)
+            admitted = gone is not None and self._replace(
+                gone.number, held[gone.number][1], connection, number, peer
+            )
+        if admitted and origin.origin is not Origin.UNIX:
+            self._peers[number] = origin
+        return "" if admitted or full is None else full.reason
 
     def hand_over(
         self, connection: socket.socket, number: int, peer: str, begun: Mapping[str, Any] | None = None
@@ -97,9 +132,54 @@ class WorkerPool:
                 slot.handoffs.given_away += 1
         self.pass_on(Handoff(number, peer, 0.0, begun), connection, "no worker has taken it from the engine")
 
-    def _takes(self, slot: Slot) -> bool:
-        if not slot.ready or slot.killed or slot.handoffs is None:
+    def _hand_over_again(self, connection: socket.socket, handoff: Handoff) -> bool:
+        """Give a connection that was taken back to another; False if nobody can.
+
+        The negotiation that was to make way for it has not, so without that there may be no place.
+        """
+        if handoff.instead_of is not None and self.attached >= self._limits.most:
             return False
-        if slot.attached >= slot.window.layout.lanes:
+        return self.hand_over(connection, handoff.number, handoff.peer, handoff.begun)
+
+    def _replace(self, old: int, slot: Slot, connection: socket.socket, number: int, peer: str) -> bool:
+        """Have a connection take the place of an unfinished negotiation; False if it cannot be told."""
+        assert slot.handoffs is not None
+        if not slot.handoffs.send(connection, number, peer, time.monotonic(), instead_of=old):
+            return False
+        self._sentenced.add(old)
+        self._stalls.watch()
+        return True
+
+    def _held(self) -> dict[int, tuple[Client, Slot]]:
+        """Every connection that is open, by number, as windows and handoff sockets tell.
+
+        All others are forgotten here.
+        """
+        found: dict[int, tuple[Client, Slot]] = {}
+
+        def note(number: int, negotiates_since_ns: int | None) -> None:
+            if number in self._sentenced or not moves:
+                negotiates_since_ns = None
+            peer = self._peers.get(number, Peer(Origin.UNIX))
+            found[number] = Client(number, peer, negotiates_since_ns), slot
+
+        for slot in self.slots:
+            if slot.child is None or slot.handoffs is None:
+                continue
+            moves = self._moves(slot)
+            for handoff in slot.handoffs.untaken:
+                note(handoff.number, int(handoff.sent_s * 1e9) if handoff.begun is None else None)
+            for row in slot.window.connections():
+                note(row.id, row.since_ns if row.state is ConnectionState.NEGOTIATING else None)
+        self._sentenced.intersection_update(found)
+        self._peers = {number: peer for number, peer in self._peers.items() if number in found}
+        return found
+
+    def _takes(self, slot: Slot) -> bool:
+        return self._moves(slot) and slot.attached < slot.window.layout.lanes
+
+    def _moves(self, slot: Slot) -> bool:
+        """Whether the slot's process takes what it is given."""
+        if not slot.ready or slot.killed or slot.handoffs is None:
             return False
         return slot.handoffs.still_s(time.monotonic()) < PASSED_OVER_S

@@ -22,9 +22,8 @@ class Admission:
         self._log = logs.get()
 
     def count_handoff(self) -> None:
-        """A connection has come from the supervisor."""
+        """A connection that has come from the supervisor is taken."""
         self._add(Word.HANDOFFS, 1)
-        self.count_opened()
 
     def count_opened(self) -> None:
         self._window.counters.add("connections_opened")

@@ -22,12 +22,14 @@ class NewClient(NamedTuple):
     Attributes:
         number: the connection's id at the supervisor.
         begun: how transmission goes on, of a connection that another process has served until now.
+        instead_of: the number of the unfinished negotiation whose place it gets.
     """
 
     sock: socket.socket
     number: int
     peer: str
     begun: Begin | None = None
+    instead_of: int | None = None
 
 
 class Handoffs:
@@ -48,7 +50,10 @@ class Handoffs:
         self._log = logs.get()
 
     def take(self) -> Iterator[NewClient]:
-        """The connections that have come, each counted as open."""
+        """The connections that have come, each counted as open.
+
+        The supervisor takes one for taken when the caller asks for the next: by then it stands in the window.
+        """
         while True:
             try:
                 text, fds, _, _ = socket.recv_fds(self.sock, 4096, 1)
@@ -61,15 +66,20 @@ class Handoffs:
             if "tls" in message:  # no connection, so it is not counted as one
                 self._renew_tls(message["tls"], fds)
                 continue
-            self._admission.count_handoff()
+            self._admission.count_opened()
             if not fds:  # this process has no descriptor left, and the kernel has closed the connection
                 logs.limited(
                     self._log, "connection_refused", client=message["peer"], reason="no descriptor is left"
                 )
                 self._admission.free(None)
+                self._admission.count_handoff()
                 continue
             begun = moves.unpack(message["begun"]) if "begun" in message else None
-            yield NewClient(socket.socket(fileno=fds[0]), message["id"], message["peer"], begun)
+            sock, instead_of = socket.socket(fileno=fds[0]), message.get("instead_of")
+            try:
+                yield NewClient(sock, message["id"], message["peer"], begun, instead_of)
+            finally:
+                self._admission.count_handoff()
 
     def _renew_tls(self, length: int, fds: list[int]) -> None:
         """Take new TLS files for handshakes from now on; the supervisor has proven them."""

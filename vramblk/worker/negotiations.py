@@ -57,10 +57,11 @@ class Negotiations:
 
     def begin(self, client: NewClient) -> None:
         """Greet a client, if there is a lane for it."""
-        lane = self._admission.lanes.take()
+        reason = "" if client.instead_of is None else self._make_way(client.instead_of)
+        lane = self._admission.lanes.take() if not reason else None
         if lane is None or self._control.state >= State.DRAINING:
-            reason = "no lane" if lane is None else "draining"
-            self._log.warning("connection_refused", client=client.peer, reason=reason)
+            reason = reason or ("no lane" if lane is None else "draining")
+            logs.limited(self._log, "connection_refused", client=client.peer, reason=reason)
             client.sock.close()
             self._admission.free(lane)
             return
@@ -86,6 +87,19 @@ class Negotiations:
         self.by_fd[negotiation.fd] = negotiation
         self._pollset.add(negotiation)
         self.go_on(negotiation)
+
+    def _make_way(self, number: int) -> str:
+        """Close the negotiation of this number for a new client; gives why that is not done.
+
+        One that has chosen an export waits for the engine alone, so it stays as a connection does.
+        """
+        for negotiation in self.by_fd.values():
+            if negotiation.number == number and not negotiation.wants_fence:
+                self.drop(negotiation, "unfinished when a new client needed its place")
+                return ""
+        there = [each.number for each in self.by_fd.values()]
+        there += [each.number for each in self._connections.by_fd.values()]
+        return "all places are taken" if number in there else ""
 
     def go_on(self, negotiation: Negotiation) -> None:
         """Go on with one negotiation; an exception that nobody foresaw ends it alone."""
