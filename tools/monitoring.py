@@ -321,7 +321,9 @@ A token in the server's YAML file (`metrics_token`) is not seen by these command
 ### From another machine
 
 For a scraper on another machine use `--metrics-addr 0.0.0.0:10810` with `--metrics-token`.
-On a loopback address the server answers only to the names localhost, 127.0.0.1 and ::1.
+Without a token the server answers only to IP addresses, to localhost and to names that `--metrics-host`
+gives: set `--metrics-host NAME` for a scraper that uses a name. In Compose, the server answers to `vramblk`,
+its service name.
 
 ### A server in swap mode
 

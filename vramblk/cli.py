@@ -27,6 +27,7 @@ _MEANT = {"run": SERVE, "start": SERVE, "stop": "", "list": "devices"}
 _ALL = tuple(option.name for option in OPTIONS)
 _DEVICE = ("size", "device", "platform", "allow_cpu", "map_overwrite", "config", "verbose")
 _CLIENT = ("status_socket", "metrics_addr", "metrics_token", "config")
+_RELAY = (*_CLIENT, "metrics_host")
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ COMMANDS: dict[str, Command] = {
     "status": Command("ask a running server how it is", _status, _CLIENT, add_arguments=_add_status),
     "top": Command("the status of a running server, live in a terminal", _top, _CLIENT, json=False),
     "relay": Command(
-        "serve metrics and page of a running server from its status socket", _relay, _CLIENT, json=False
+        "serve metrics and page of a running server from its status socket", _relay, _RELAY, json=False
     ),
     "bench": Command(
         "measure a running server",

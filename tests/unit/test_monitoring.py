@@ -102,6 +102,8 @@ def test_the_scraper_asks_the_exporter() -> None:
     (target,) = jobs[0]["static_configs"][0]["targets"]
     service, _, port = target.partition(":")
     assert compose["services"][service]["ports"][0].endswith(f":{port}")
+    [names] = [text for text in compose["services"][service]["environment"] if "METRICS_HOST=" in text]
+    assert service in names.partition("=")[2].split(","), "without a token it answers to configured names only"
     exporter = compose["services"]["exporter"]
     assert exporter["pull_policy"] == "never", "the image's name is free in registries"
     assert exporter["volumes"] == ["${VRAMBLK_RUN_DIR:-/run/vramblk}:/run/vramblk:ro"]

@@ -559,16 +559,45 @@ def test_token_guards_figures_on_tcp_only(make: Make) -> None:
     )
 
 
-def test_foreign_host_names_are_refused_on_loopback(observed: Observed) -> None:
-    """A web page that resolves its own name to this machine reads nothing."""
-    for host, status in (
-        ("evil.example", 403),
-        ("localhost", 200),
-        ("127.0.0.1:10810", 200),
-        ("[::1]:1", 200),
-        ("a b", 403),
-    ):
-        assert observed.get("/status.json", tcp=True, Host=host)[0] == status, host
+def test_foreign_host_names_are_refused(tmp_path: Path) -> None:
+    """A web page that resolves its own name to this machine reads nothing, whatever address is listened on."""
+    observed = Observed(
+        tmp_path, "--metrics-addr", "gpuhost:10810", "--metrics-host", "Exporter", "--metrics-host", "b.example"
+    )
+    try:
+        for host, status in (
+            ("evil.example", 403),
+            ("evil.example:10810", 403),
+            ("127.0.0.1.evil.example", 403),
+            ("xlocalhost", 403),
+            ("a b", 403),
+            ("", 403),
+            ("localhost", 200),
+            ("LOCALHOST.:10810", 200),
+            ("page.localhost", 200),
+            ("127.0.0.1:10810", 200),
+            ("192.0.2.7:10810", 200),
+            ("[::1]:1", 200),
+            ("[2001:db8::7]", 200),
+            ("gpuhost:10810", 200),
+            ("exporter:10810", 200),
+            ("B.example", 200),
+        ):
+            for path in ("/status.json", "/healthz", "/"):
+                assert observed.get(path, tcp=True, Host=host)[0] == status, host
+        assert b"--metrics-host" in observed.get("/", tcp=True, Host="evil.example")[1].encode()
+    finally:
+        observed.close()
+
+
+def test_a_token_proves_more_than_a_name(tmp_path: Path) -> None:
+    observed = Observed(tmp_path, "--metrics-token", "s3cret")
+    try:
+        fields = {"Host": "gpuhost:10810", "Authorization": "Bearer s3cret"}
+        assert observed.get("/metrics", tcp=True, **fields)[0] == 200
+        assert observed.get("/metrics", tcp=True, Host="gpuhost:10810")[0] == 401
+    finally:
+        observed.close()
 
 
 def test_page_has_a_policy_and_reaches_for_nothing_outside(observed: Observed) -> None:

@@ -86,6 +86,15 @@ def test_a_foreign_name_is_refused(relay: Relay) -> None:
     assert relay.get("/metrics", Host="evil.example")[0] == 403
 
 
+def test_a_configured_name_is_answered(observed: Observed) -> None:
+    """As Prometheus calls the exporter of deploy/monitoring."""
+    relay = Relay(observed.path, "--metrics-host", "exporter")
+    try:
+        assert relay.get("/metrics", Host="exporter:10810")[0] == 200
+    finally:
+        relay.end()
+
+
 def test_without_a_server_it_answers_502_and_then_the_next_one(tmp_path: Path) -> None:
     relay = Relay(tmp_path / "status.sock")
     try:

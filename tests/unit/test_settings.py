@@ -106,6 +106,7 @@ SAMPLES: dict[str, tuple[str, Any, str]] = {
     "verify_reads": ("no", False, ""),
     "unique_names": ("on", True, "often"),
     "metrics_addr": ("127.0.0.1:10810", TcpAddress("127.0.0.1", 10810), "10810"),
+    "metrics_host": ("GPU-1.example", ("gpu-1.example",), "gpu:10810"),
     "metrics_token": ("secret", "secret", "two words"),
     "status_socket": ("/run/s", "/run/s", "/" + "x" * 200),
     "config": ("", "", "/no/such/file"),

@@ -28,16 +28,16 @@ class Relay:
     """Answers requests with what the server behind a status socket answers.
 
     Args:
-        token: what clients must show, as with the server's own --metrics-addr; None for nothing.
+        settings: whom to answer, as with the server's own --metrics-addr.
     """
 
-    def __init__(self, place: UnixAddress, token: str | None) -> None:
+    def __init__(self, place: UnixAddress, settings: Settings) -> None:
         self._place = place
-        self._token = token
+        self._settings = settings
 
     def __call__(self, request: Request) -> Response:
         """The response to a request; status 502 if the server does not answer."""
-        if (refused := refusal(request, self._token)) is not None:
+        if (refused := refusal(request, self._settings)) is not None:
             return refused
         path = f"{request.path}?{request.query}" if request.query else request.path
         try:
@@ -60,7 +60,7 @@ def run(settings: Settings) -> int:
             "relay needs an address to listen on and the status socket of a server; type: "
             "vramblk relay --metrics-addr 127.0.0.1:10811 --status-socket /run/vramblk/status.sock"
         )
-    answer = Relay(UnixAddress(settings.status_socket), settings.metrics_token)
+    answer = Relay(UnixAddress(settings.status_socket), settings)
     signals = SignalPipe((signal.SIGTERM, signal.SIGINT))
     by_fd = {
         bound.sock.fileno(): Listener(bound.sock, answer)

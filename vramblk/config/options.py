@@ -253,6 +253,12 @@ OPTIONS: tuple[Option, ...] = (
         _parse_metrics_addr, f"{units.TCP_ALLOWED}, or off", "HOST:PORT", default="off",
     ),
     Option(
+        "metrics_host", "Observation",
+        "Name that clients of --metrics-addr may use for it without a token, besides localhost and IP "
+        "addresses. May be repeated.",
+        units.parse_host_name, units.HOST_NAME_ALLOWED, "NAME", default_note="none", repeatable=True,
+    ),
+    Option(
         "metrics_token", "Observation", "Bearer token that --metrics-addr asks for.",
         _parse_token, "1 to 1024 printable ASCII characters without spaces", "TOKEN",
         default_note="none", secret=True, protects=True,

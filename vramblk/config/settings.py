@@ -87,6 +87,7 @@ class Settings:
         exports: at least one; the empty export name means the first.
         workers: None lets the supervisor choose.
         metrics_addr: None is off.
+        metrics_host: names that its clients may use without a token.
         unique_names: see ``named_anew``.
         tls: "off", "on" or "require".
         status_socket: None is off.
@@ -110,6 +111,7 @@ class Settings:
     tls_psk: str | None
     tls_verify_peer: bool
     metrics_addr: TcpAddress | None
+    metrics_host: tuple[str, ...]
     metrics_token: str | None = field(repr=False)
     status_socket: str | None
     status_socket_given: bool
@@ -191,7 +193,7 @@ def _default(option: Option, environ: Mapping[str, str]) -> Any:
     if option.name == "status_socket":
         return default_status_socket(environ)
     if option.default is None:
-        return None
+        return () if option.repeatable else None
     return Given.parsed(option, DEFAULT_SOURCE, (option.default,)).value
 
 

@@ -16,6 +16,7 @@ from enum import Enum
 SIZE_ALLOWED = "512M, 2G, 1.5G, 2GiB (K, M, G, T are powers of 1024; at least 4K), 50% or max"
 DURATION_ALLOWED = "500ms, 10s, 2m, 1h or a number of seconds, up to 168h"
 TCP_ALLOWED = "HOST:PORT such as 127.0.0.1:10809 or [::1]:10809"
+HOST_NAME_ALLOWED = "a host name without a port, such as gpuhost.example"
 UNIX_ALLOWED = "unix:/absolute/path of at most 107 bytes"
 
 _ALIGNMENT = 4096
@@ -154,6 +155,14 @@ def parse_tcp_address(text: str) -> TcpAddress:
     elif not _HOST.fullmatch(host):
         raise ValueError("not a host name or address")
     return TcpAddress(host, int(port))
+
+
+def parse_host_name(text: str) -> str:
+    """A host name in lower case."""
+    text = text.strip()
+    if not _HOST.fullmatch(text):
+        raise ValueError("not a host name")
+    return text.lower()
 
 
 def parse_socket_path(text: str) -> str:

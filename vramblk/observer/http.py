@@ -47,7 +47,6 @@ class Request:
         query: what follows the question mark.
         headers: by lower-case name; of repeated fields the last.
         local: it came over a Unix socket.
-        listener: the address it came in by, as ``getsockname`` gives it.
     """
 
     method: str
@@ -55,7 +54,6 @@ class Request:
     query: str
     headers: Mapping[str, str]
     local: bool
-    listener: object
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,6 @@ class Listener:
         self._lock = threading.Lock()
         self._threads = 0
         sock.setblocking(False)
-        self._name = sock.getsockname()
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -151,7 +148,7 @@ class Listener:
     def _exchange(self, sock: socket.socket) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
         try:
-            request = _read_request(http, sock, self._local, self._name)
+            request = _read_request(http, sock, self._local)
         except BadRequest as error:
             response, method = plain(error.status, str(error)), "GET"
         else:
@@ -181,9 +178,7 @@ def plain(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = Non
     return Response(status, text.encode() + b"\n", headers=headers or {})
 
 
-def _read_request(
-    http: h11.Connection, sock: socket.socket, local: bool, listener: object
-) -> Request | None:
+def _read_request(http: h11.Connection, sock: socket.socket, local: bool) -> Request | None:
     """The request, or None if the client left without one.
 
     Raises:
@@ -196,7 +191,7 @@ def _read_request(
         except h11.RemoteProtocolError as error:
             raise BadRequest(HTTPStatus(error.error_status_hint), f"not an HTTP request: {error}") from None
         if isinstance(event, h11.Request):
-            return _plain_request(event, local, listener)
+            return _plain_request(event, local)
         if event is not h11.NEED_DATA:
             return None
         left = deadline - time.monotonic()
@@ -212,7 +207,7 @@ def _read_request(
         http.receive_data(chunk)
 
 
-def _plain_request(event: h11.Request, local: bool, listener: object) -> Request:
+def _plain_request(event: h11.Request, local: bool) -> Request:
     """What h11 has parsed, if it is one of the requests that are served here.
 
     Raises:
@@ -228,7 +223,7 @@ def _plain_request(event: h11.Request, local: bool, listener: object) -> Request
         raise BadRequest(HTTPStatus.BAD_REQUEST, "not a path")
     headers = {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers}
     path, _, query = event.target.decode("ascii").partition("?")
-    return Request(event.method.decode("ascii"), path, query, headers, local, listener)
+    return Request(event.method.decode("ascii"), path, query, headers, local)
 
 
 def _encode(http: h11.Connection, response: Response, method: str) -> bytes:

@@ -23,6 +23,10 @@ from .status import StatusDocument
 from .writtenbytes import Written
 
 _OPEN_TO_ALL = ("/healthz", "/readyz")
+_FOREIGN_NAME = (
+    "without a token this address answers to IP addresses and localhost only; "
+    "give the server --metrics-host for another name"
+)
 #: Of a query.
 _MOST_FIELDS = 8
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
@@ -60,7 +64,7 @@ class Pages:
 
     def __call__(self, request: Request) -> Response:
         """The response to a request."""
-        if (refused := refusal(request, self._settings.metrics_token)) is not None:
+        if (refused := refusal(request, self._settings)) is not None:
             return refused
         route = self._routes.get(request.path)
         if route is None:
@@ -83,13 +87,14 @@ class Pages:
         return _json(self._written.cells(export, self._sampler))
 
 
-def refusal(request: Request, token: str | None) -> Response | None:
+def refusal(request: Request, settings: Settings) -> Response | None:
     """Why a request over TCP is not answered; None if it is, as everything over a Unix socket."""
+    token = settings.metrics_token
     if request.local:
         return None
-    if not _host_allowed(request):
-        return plain(HTTPStatus.FORBIDDEN, "ask for localhost: this address answers to no other name")
-    if request.path not in _OPEN_TO_ALL and token is not None and not _token_given(request, token):
+    if token is None:
+        return None if _host_allowed(request, settings) else plain(HTTPStatus.FORBIDDEN, _FOREIGN_NAME)
+    if request.path not in _OPEN_TO_ALL and not _token_given(request, token):
         return _unauthorized(request)
     return None
 
@@ -124,23 +129,29 @@ def load_page() -> Response:
     return Response(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8", headers)
 
 
-def _host_allowed(request: Request) -> bool:
-    """On a loopback address only local names are served, so that no foreign page can have a name of
-    its own resolved to this machine and read the answers (DNS rebinding)."""
-    address = request.listener[0] if isinstance(request.listener, tuple) else ""
+def _host_allowed(request: Request, settings: Settings) -> bool:
+    """Whether a request without a token names its server as nobody else can.
+
+    A foreign web page could have a name of its own resolved to this machine and read the answers (DNS
+    rebinding). Browsers always send Host; a request without it is a program's.
+    """
     given = request.headers.get("host")
-    if given is None or not _is_loopback(address):
+    if given is None:
         return True
     match = _HOST.fullmatch(given)
-    host = match[1].strip("[]").lower() if match else ""
-    return host == "localhost" or host.endswith(".localhost") or _is_loopback(host)
+    host = match[1].strip("[]").lower().removesuffix(".") if match else ""
+    if host == "localhost" or host.endswith(".localhost") or host in settings.metrics_host:
+        return True
+    address = settings.metrics_addr
+    return _is_address(host) or (address is not None and host == address.host.lower())
 
 
-def _is_loopback(host: str) -> bool:
+def _is_address(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+        ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
+    return True
 
 
 def _unauthorized(request: Request) -> Response:
