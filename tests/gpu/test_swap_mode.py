@@ -16,6 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ from vramblk.memory.devices import DeviceInfo
 SECONDS = float(os.environ.get("VRAMBLK_TEST_TRACE_S", "60"))
 MB = 1_000_000
 GIB = 1 << 30
-MIX = next(row for row in rows.choose("table") if row.name == "4k 70/30 mix qd32 x4")
+#: On one connection, which is what a swap export serves.
+MIX = replace(next(row for row in rows.choose("table") if row.name == "4k 70/30 mix qd32 x4"), connections=1, depth=128)
 PROGRAM = Path(__file__).parents[1] / "wire" / "prefaulted_server.py"
 NAMES = {
     0: "read", 1: "write", 7: "poll", 9: "mmap", 10: "mprotect", 11: "munmap", 12: "brk", 16: "ioctl", 24: "sched_yield",

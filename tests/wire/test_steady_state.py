@@ -78,9 +78,12 @@ def exercise(server: Server) -> None:
         assert ends(stranger)
     eventually(lambda: not server.metrics()["vramblk_connections"])
     with ExitStack() as stack:
-        for _ in range(int(server.metrics()["vramblk_connections_limit"])):
-            stack.enter_context(server.client())
-        assert ends(stack.enter_context(server.connect()))
+        stack.enter_context(server.client())
+        for _ in range(int(server.metrics()["vramblk_connections_limit"]) + 3):
+            stack.enter_context(server.connect())
+        second = stack.enter_context(server.connect())
+        second.greet()
+        assert second.go()[-1].type == nbd.ERR_POLICY
     server.signal(signal.SIGHUP)
     time.sleep(0.5)
 
@@ -179,6 +182,39 @@ def test_only_sigquit_ends_a_swap_server_with_a_client(start: Start, tmp_path: P
         server.signal(signal.SIGQUIT)
         assert server.wait(10) == 1
     assert "SIGQUIT" in server.stderr and "unix:pid=" in server.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_swap_export_has_one_client(start: Start, tmp_path: Path, workers: int) -> None:
+    """Nobody else can read or change live swap; INFO is answered. When the client leaves, another may follow."""
+    server = start_swap(start, tmp_path / "report", workers=workers)
+    with server.client() as attached:
+        assert not attached.flags & nbd.CAN_MULTI_CONN
+        attached.write(0, b"x" * 4096)
+        with server.connect() as second:
+            second.greet()
+            for name in ("", "vram"):
+                (refusal,) = second.go(name)
+                assert refusal.type == nbd.ERR_POLICY and b"one at a time" in refusal.data
+            assert second.ask(nbd.INFO, nbd.info_payload("vram"))[-1].type == nbd.ACK
+            second.send(nbd.option_bytes(nbd.EXPORT_NAME))
+            assert ends(second)
+        assert server.wait_event("connection_refused")["export"] == "vram"
+        assert attached.read(0, 4096) == b"x" * 4096
+    # A process gives the place of a client of its own that has gone to the next one at once; others take a moment.
+    later = eventually(lambda: attach(server), 5) if workers else server.client()
+    with later:
+        later.write(0, b"y" * 4096)
+        assert later.read(0, 4096) == b"y" * 4096
+
+
+def attach(server: Server) -> nbd.RawClient | None:
+    client = server.connect()
+    client.greet()
+    if client.go()[-1].type == nbd.ACK:
+        return client
+    client.close()
+    return None
 
 
 def test_a_swap_server_ends_once_its_last_client_has_gone(start: Start, tmp_path: Path) -> None:

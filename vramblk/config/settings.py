@@ -31,7 +31,7 @@ class ExportSettings:
         platform: index of the OpenCL platform, None for any.
         device: index, part of a name, PCI address or ``map:/path``; None for the first GPU.
         mode: "scratch" or "swap".
-        max_connections: at once; None is no limit beside the server's.
+        max_connections: as given; ``places`` is what counts.
     """
 
     name: str
@@ -41,6 +41,14 @@ class ExportSettings:
     mode: str
     read_only: bool
     max_connections: int | None = None
+
+    @property
+    def places(self) -> int | None:
+        """Clients in transmission at once; None is no limit beside the server's.
+
+        A swap export has one: a second client could read and change the memory of every process.
+        """
+        return 1 if self.mode == "swap" else self.max_connections
 
     @property
     def mapped_path(self) -> str | None:

@@ -152,7 +152,7 @@ class LocalClients:
                 continue  # after one of the next goes
             connection.count_anew()
             # Another client could take its place at an export before it has it again.
-            limited = self._exports[begin.export].max_connections is not None
+            limited = self._exports[begin.export].places is not None
             if not limited and self._workers_have_room() and self._move(
                 connection.sock, id=connection.number, peer=connection.peer, begun=moves.pack(begin)
             ):

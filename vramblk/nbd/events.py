@@ -21,6 +21,7 @@ class ExportInfo:
     """What negotiation tells about an export. Sizes are in bytes; strings obey "Conventions".
 
     default: the empty name may stand for it, if it is the first.
+    multiple: it serves several connections at once.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ExportInfo:
     preferred_block: int = 4096
     maximum_payload: int = 32 << 20
     default: bool = True
+    multiple: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,10 @@ def transmission_flags(export: ExportInfo) -> TransmissionFlag:
         | TransmissionFlag.SEND_FLUSH
         | TransmissionFlag.SEND_FUA
         | TransmissionFlag.SEND_DF
-        | TransmissionFlag.CAN_MULTI_CONN
         | TransmissionFlag.SEND_CACHE
     )
+    if export.multiple:
+        flags |= TransmissionFlag.CAN_MULTI_CONN
     if export.read_only:
         return flags | TransmissionFlag.READ_ONLY
     return (

@@ -119,7 +119,7 @@ class StatusDocument:
         return [
             {
                 **export_of(export),
-                "max_connections": self._shared.settings.exports[index].max_connections,
+                "max_connections": self._shared.settings.exports[index].places,
                 "written_bytes": self._written.bytes_of(index),
                 "requests": dict(zip(OPS, totals.requests[index].tolist(), strict=True)),
                 "bytes": dict(zip(OPS[:2], totals.payload_bytes[index, :2].tolist(), strict=True)),

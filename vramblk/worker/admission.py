@@ -32,13 +32,21 @@ class Admission:
     def take_place(self, export: int, slot: int, peer: str) -> str:
         """Take a place at an export; gives why there is none."""
         settings = self._exports[export]
-        if settings.max_connections is None or self._places.take(slot, export, settings.max_connections):
+        most = settings.places
+        if most is None or self._places.take(slot, export, most):
             return ""
-        reason = f"all {settings.max_connections} places of this export are taken (--export-max-connections)"
+        if settings.mode == "swap":
+            reason = "this export has its client: in swap mode it serves one at a time; see vramblk status"
+        else:
+            reason = f"all {most} places of this export are taken (--export-max-connections)"
         logs.limited(
             self._log, "connection_refused", key=export, client=peer, export=settings.name, reason=reason
         )
         return reason
+
+    def leave_place(self, lane: Lane) -> None:
+        """The client of this lane has gone, so nothing of it is begun any more: its place is another's."""
+        self._places.give_back(lane.slot)
 
     def free(self, lane: Lane | None) -> None:
         """A connection is closed: its lane, if it had one, serves another."""

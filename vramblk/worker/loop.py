@@ -101,6 +101,7 @@ class ClientLoop:
                     size_bytes,
                     read_only,
                     default=not self._shared.settings.unique_names,
+                    multiple=self._shared.settings.exports[index].places != 1,
                 ),
             )
 

@@ -6,6 +6,7 @@ import socket
 import time
 
 from ..nbd.events import Begin, ExportInfo, TlsPolicy
+from ..serving.lanes import Lane
 from ..serving.negotiation import DEADLINE_S, Negotiation
 from ..serving.submissions import Submissions
 from ..shared.context import Shared
@@ -74,7 +75,7 @@ class Negotiations:
             negotiation = Negotiation(
                 client.sock, client.peer, client.number, lane, self.infos, self._tls_policy,
                 lambda: self._handoffs.tls_context,
-                lambda export: self._admission.take_place(export, lane.slot, client.peer),
+                lambda export: self._take_place(export, lane, client.peer),
             )  # fmt: skip
         except Exception:
             self._submissions.recover(self._log.bind(client=client.peer))
@@ -87,6 +88,13 @@ class Negotiations:
         self.by_fd[negotiation.fd] = negotiation
         self._pollset.add(negotiation)
         self.go_on(negotiation)
+
+    def _take_place(self, export: int, lane: Lane, peer: str) -> str:
+        """Take a place at an export, also one that a client has left whose connection is not closed yet."""
+        for connection in self._connections.lose_gone():
+            self._admission.leave_place(connection.lane)
+            self._connections.refresh(connection)
+        return self._admission.take_place(export, lane.slot, peer)
 
     def _make_way(self, number: int) -> str:
         """Close the negotiation of this number for a new client; gives why that is not done.

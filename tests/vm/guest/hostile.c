@@ -4,8 +4,9 @@
  *
  * KIND is storm (garbage, half a greeting, lengths of 4 GiB, half a request, 500 connects; again and again), unread (asks
  * for 1 MiB again and again and reads no reply) or scrape (asks 30 times for /metrics and reads nothing, always anew).
- * It never writes where a client may write: what an export holds is any client's to change. Locked in memory, so that
- * it goes on while there is none. Prints how often it did what. Exit status 0, or 1 if it never got through.
+ * storm and unread enter the export that is called like them. storm also tries to enter the first export, which has its
+ * client, and must be refused there. Locked in memory, so that it goes on while there is none. Prints how often it did
+ * what. Exit status 0, or 1 if it never got through, or got into the first export.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -22,7 +23,7 @@
 
 enum { GREETING = 18, REQUEST = 28, READ = 0, WRITE = 1, CONNECTS = 500, SCRAPES = 30, MIB = 1 << 20 };
 
-static const char *path, *until;
+static const char *path, *until, *own_export;
 static char block[65536];
 static uint64_t state = 88172645463325252u;
 
@@ -72,8 +73,22 @@ static int ask_option(int sock, uint32_t option, uint32_t length) {
     return hear(sock, GREETING) && say(sock, message, sizeof message);
 }
 
-/* In transmission with the first export, by EXPORT_NAME without a name. */
-static int enter(int sock) { return ask_option(sock, 1, 0) && hear(sock, 10); }
+/* In transmission with its own export, by EXPORT_NAME. */
+static int enter(int sock) {
+    size_t length = strlen(own_export);
+    return ask_option(sock, 1, (uint32_t)length) && say(sock, own_export, length) && hear(sock, 10);
+}
+
+/* Refused as a second client of the first export, whose name may be empty: the connection ends without a reply. */
+static int second_client(int sock) {
+    char byte;
+    if (!ask_option(sock, 1, 0)) return 0;
+    if (recv(sock, &byte, 1, 0) == 1) {
+        printf("hostile: entered the export that is attached\n");
+        exit(1);
+    }
+    return 1;
+}
 
 static int request(int sock, int command, uint64_t offset, uint32_t length, size_t bytes) {
     char message[REQUEST] = {0x25, 0x60, (char)0x95, 0x13, 0, 0, 0, (char)command};
@@ -122,7 +137,7 @@ static const struct {
 } acts[] = {
     {"garbage", garbage},         {"half greeting", half_greeting}, {"huge option", huge_option},
     {"huge read", huge_read},     {"huge write", huge_write},       {"half request", half_request},
-    {"garbage request", garbage_request},
+    {"garbage request", garbage_request}, {"second client", second_client},
 };
 enum { ACTS = sizeof acts / sizeof *acts };
 
@@ -166,7 +181,7 @@ static int unread(void) {
             }
         }
         while (sock >= 0 && !over()) {
-            if (request(sock, READ, (uint64_t)(asked % 64) * MIB, MIB, REQUEST)) {
+            if (request(sock, READ, (uint64_t)(asked % 4) * MIB, MIB, REQUEST)) {
                 asked++;
             } else if (errno == EAGAIN) {
                 usleep(100000);
@@ -199,7 +214,7 @@ static int scrape(void) {
 
 int main(int argc, char **argv) {
     if (argc != 4 || mlockall(MCL_CURRENT | MCL_FUTURE)) return 2;
-    path = argv[1], until = argv[3];
+    path = argv[1], own_export = argv[2], until = argv[3];
     signal(SIGPIPE, SIG_IGN);
     if (!strcmp(argv[2], "storm")) return storm();
     if (!strcmp(argv[2], "unread")) return unread();

@@ -1,8 +1,16 @@
 # shellcheck shell=sh disable=SC2154,SC2034,SC2086,SC2046,SC3045
-# Promise 18: hostile clients on other connections change nothing for the one that carries swap.
+# Promise 18: hostile clients on other connections change nothing for the one that carries swap. None of them gets into
+# its export, so each has one of its own, which the same thread of the engine serves.
 clients=
 missed=
-start_server
+for each in storm unread; do mknod "/dev/zero.$each" c 1 5; done
+cat >/run/exports.yaml <<EOF
+exports:
+  - {name: vram, size: ${VM_SWAP_MIB}M, mode: swap, device: "map:/dev/mmapper"}
+  - {name: storm, size: 4M, mode: swap, device: "map:/dev/zero.storm"}
+  - {name: unread, size: 4M, mode: swap, device: "map:/dev/zero.unread"}
+EOF
+start_program "$VM_ROOT/.venv/bin/vramblk" --config /run/exports.yaml --listen-addr unix:/run/vramblk/nbd.sock
 attach
 remember_server
 for each in storm unread; do
