@@ -40,8 +40,8 @@ setting() {
 # What .env means is Compose's to say, since its grammar differs between its versions: comments, `export`, quotes,
 # variables in variables. It is asked once, for every name that is looked up here.
 asked_for='COMPOSE_FILE COMPOSE_PROJECT_NAME RUSTICL_ENABLE VRAMBLK_BASE VRAMBLK_DEVICE VRAMBLK_EXPORTER_PORT VRAMBLK_EXPORT_NAME
-    VRAMBLK_GRAFANA_PORT VRAMBLK_IMAGE VRAMBLK_METRICS_PORT VRAMBLK_METRICS_TOKEN VRAMBLK_METRICS_TOKEN_FILE VRAMBLK_MODE
-    VRAMBLK_MONITORING_TOKEN_PATH VRAMBLK_NBD_PORT VRAMBLK_PROMETHEUS_PORT VRAMBLK_RENDER_GID
+    VRAMBLK_GRAFANA_PORT VRAMBLK_IMAGE VRAMBLK_LISTEN_ADDR VRAMBLK_METRICS_PORT VRAMBLK_METRICS_TOKEN VRAMBLK_METRICS_TOKEN_FILE
+    VRAMBLK_MODE VRAMBLK_MONITORING_TOKEN_PATH VRAMBLK_NBD_PORT VRAMBLK_PROMETHEUS_PORT VRAMBLK_RENDER_GID
     VRAMBLK_RUN_DIR VRAMBLK_TLS VRAMBLK_TLS_DIR VRAMBLK_TLS_VERIFY_PEER VRAMBLK_UP_TIMEOUT VRAMBLK_VIDEO_GID'
 asked_for=$(printf '%s' "$asked_for" | tr -s '\n ' '  ')
 dotenv=''
@@ -776,6 +776,22 @@ say_how_to_connect_with_tls() {
     ! verifies_peers || say '                   (clients need client-cert.pem and client-key.pem beside ca-cert.pem)'
 }
 
+# Whether an address that the container listens on is TCP. Unset, one is; set to nothing, a YAML file decides.
+serves_tcp() {
+    addresses=$(setting VRAMBLK_LISTEN_ADDR)
+    [ -z "$addresses" ] || printf '%s\n' "$addresses" | tr ',' '\n' | grep -Eqv '^[[:space:]]*unix:'
+}
+
+# Nothing where clients prove who they are, by a certificate or by keys of the user's own file.
+say_who_reaches_tcp() {
+    serves_tcp || return 0
+    if [ "$(tls_mode)" = require ]; then
+        case $files in *compose.tls.yaml*) ! verifies_peers || return 0 ;; *) return 0 ;; esac
+    fi
+    say "  TCP              every account of this machine can read and write the export on port ${nbd_port:-10809};" \
+        '                   to turn TCP off: VRAMBLK_LISTEN_ADDR=unix:/run/vramblk/nbd.sock make up'
+}
+
 # Of container $1.
 say_how_to_connect() {
     socket=$(setting VRAMBLK_RUN_DIR)
@@ -796,9 +812,14 @@ say_how_to_connect() {
             if [ -n "$(tls_mode)" ]; then
                 say_how_to_connect_with_tls
             else
-                say "  look at it       nbdinfo nbd://127.0.0.1:${nbd_port:-10809}/$export_name"
+                if serves_tcp; then
+                    say "  look at it       nbdinfo nbd://127.0.0.1:${nbd_port:-10809}/$export_name"
+                else
+                    say "  look at it       sudo nbdinfo 'nbd+unix:///$export_name?socket=$socket'"
+                fi
                 say "  a block device   sudo nbd-client -unix $socket -N $export_name -b 4096 /dev/nbd0"
             fi
+            say_who_reaches_tcp
             say "  metrics, status  http://127.0.0.1:${metrics_port:-10810}/"
             ;;
     esac

@@ -529,6 +529,22 @@ def test_tls_after_a_plain_up_adds_its_file_and_stays_until_it_is_off(host):
         assert host.dotenv["COMPOSE_FILE"] == files
 
 
+def test_who_reaches_tcp_is_told_and_how_to_turn_it_off(host):
+    """Unless clients prove who they are."""
+    told = "every account of this machine can read and write the export on port 10809"
+    off = "VRAMBLK_LISTEN_ADDR=unix:/run/vramblk/nbd.sock"
+    done = host.run()
+    assert told in done.stdout and f"to turn TCP off: {off} make up" in done.stdout
+    done = host.run(VRAMBLK_LISTEN_ADDR="unix:/run/vramblk/nbd.sock")
+    assert told not in done.stdout and "nbd://" not in done.stdout
+    assert "nbdinfo 'nbd+unix:///vram?socket=/run/vramblk/nbd.sock'" in done.stdout
+    assert told not in host.run().stdout, "it is written to .env"
+    host.certificates()
+    for verify, expected in (("off", True), ("on", False)):
+        done = host.run(VRAMBLK_TLS="require", VRAMBLK_TLS_VERIFY_PEER=verify, VRAMBLK_LISTEN_ADDR="0.0.0.0:10809")
+        assert (told in done.stdout) == expected
+
+
 def test_recipes_with_tls_speak_tls(host):
     """A plaintext client is refused, so its recipe would be of no use."""
     host.certificates()

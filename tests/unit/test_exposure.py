@@ -1,15 +1,23 @@
-"""Who is warned of an open address: outside a container everybody, inside where ports are not published."""
+"""Who is warned of an address that asks no client who it is, and in which words."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from vramblk.config import exposure
-from vramblk.config.exposure import behind_published_ports, exposed_listeners, exposed_metrics
+from vramblk.config.exposure import (
+    behind_published_ports,
+    exposed_listeners,
+    exposed_metrics,
+    shared_swap_sockets,
+)
 from vramblk.config.settings import Settings, load_settings
 from vramblk.observer import warnings
+
+ACCOUNTS, HOSTS = "every account of this machine", "every host that reaches it"
 
 
 @pytest.fixture(autouse=True)
@@ -22,26 +30,24 @@ def settings_of(*argv: str) -> Settings:
 
 
 @pytest.mark.parametrize(
-    ("argv", "exposed"),
+    ("argv", "who"),
     [
-        ((), False),
-        (("--listen-addr", "0.0.0.0:10809"), True),
-        (("--listen-addr", "[::]:10809"), True),
-        (("--listen-addr", "some.host:10809"), True),
-        (("--listen-addr", "localhost:10809"), False),
-        (("--listen-addr", "[::1]:10809"), False),
-        (("--listen-addr", "unix:/tmp/x.sock"), False),
-        (("--listen-addr", "0.0.0.0:1", "--tls", "on", "--tls-certificates", "/"), True),
-        (("--listen-addr", "0.0.0.0:1", "--tls", "require", "--tls-certificates", "/"), True),
-        (
-            ("--listen-addr", "0.0.0.0:1", "--tls", "require", "--tls-certificates", "/", "--tls-verify-peer"),
-            False,
-        ),
+        ((), ACCOUNTS),
+        (("--listen-addr", "0.0.0.0:10809"), HOSTS),
+        (("--listen-addr", "[::]:10809"), HOSTS),
+        (("--listen-addr", "some.host:10809"), HOSTS),
+        (("--listen-addr", "localhost:10809"), ACCOUNTS),
+        (("--listen-addr", "[::1]:10809"), ACCOUNTS),
+        (("--listen-addr", "unix:/tmp/x.sock"), None),
+        (("--listen-addr", "0.0.0.0:1", "--tls", "on", "--tls-certificates", "/", "--tls-verify-peer"), HOSTS),
+        (("--listen-addr", "0.0.0.0:1", "--tls", "require", "--tls-certificates", "/"), HOSTS),
+        (("--listen-addr", "0.0.0.0:1", "--tls", "require", "--tls-certificates", "/", "--tls-verify-peer"), None),
+        (("--listen-addr", "0.0.0.0:1", "--tls", "require", "--tls-psk", "/keys"), None),
     ],
 )
-def test_listeners(argv: tuple[str, ...], exposed: bool) -> None:
+def test_listeners(argv: tuple[str, ...], who: str | None) -> None:
     """TLS alone keeps nobody out: only clients that prove who they are do."""
-    assert bool(list(exposed_listeners(settings_of(*argv)))) is exposed
+    assert [found for _, found in exposed_listeners(settings_of(*argv))] == ([who] if who else [])
 
 
 def test_metrics() -> None:
@@ -51,10 +57,29 @@ def test_metrics() -> None:
     assert exposed_metrics(settings_of("--metrics-addr", "0.0.0.0:1", "--metrics-token", "x")) is None
 
 
+def test_sockets_of_a_group(tmp_path: Path) -> None:
+    """Whoever may open a swap server's socket can attach before the kernel does."""
+    path = tmp_path / "nbd.sock"
+    swap = settings_of("--mode", "swap", "--listen-addr", f"unix:{path}", "--listen-addr", "unix:/no/such")
+    assert list(shared_swap_sockets(swap)) == []
+    path.touch(0o660)
+    if os.geteuid() == 0:
+        assert list(shared_swap_sockets(swap)) == [], "root's"
+        os.chown(path, -1, 1234)
+    gid = path.stat().st_gid
+    assert list(shared_swap_sockets(swap)) == [(str(path), gid)]
+    [found] = [each for each in warnings._exposure(swap) if each.code == "swap_socket_group"]
+    assert f"group {gid}" in found.text
+    assert list(shared_swap_sockets(settings_of("--listen-addr", f"unix:{path}"))) == []
+    path.chmod(0o600)
+    assert list(shared_swap_sockets(swap)) == []
+
+
 def test_in_a_container_the_published_port_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exposure, "behind_published_ports", lambda: True)
     settings = settings_of("--listen-addr", "0.0.0.0:10809", "--metrics-addr", "0.0.0.0:10810")
-    assert list(exposed_listeners(settings)) == [] and exposed_metrics(settings) is None
+    [(_, who)] = exposed_listeners(settings)
+    assert "published port" in who and exposed_metrics(settings) is None
 
 
 def machine(root: Path, mark: str, **interfaces: tuple[int, int]) -> Path:

@@ -55,16 +55,20 @@ def test_ready_names_every_export_and_the_page(start: Start, tmp_path: Path) -> 
         assert page.headers["Content-Type"].startswith("text/html")
 
 
-def test_an_open_listener_is_warned_of(start: Start) -> None:
-    """Anybody on the network could overwrite the export; on loopback, and behind a published port, nobody can."""
-    server = start("--listen-addr", "0.0.0.0:0")
-    warned = server.find_event("nbd_exposed")
+@pytest.mark.parametrize(
+    ("host", "who"), [("127.0.0.1", "every account of this machine"), ("0.0.0.0", "every host that reaches it")]
+)
+def test_an_open_listener_is_warned_of(start: Start, host: str, who: str) -> None:
+    """NBD asks nobody who he is: log and status say who can read and write the exports. A Unix socket has permissions."""
+    server = start("--listen-addr", f"{host}:0")
     if exposure.behind_published_ports():
-        pytest.skip("requires a network that is not a container's own")
-    assert warned is not None and warned["address"] == "0.0.0.0:0" and "--tls-verify-peer" in warned["remedy"]
-    warnings = json.loads(server.get("/status.json")[1])["warnings"]
-    assert [each["severity"] for each in warnings if each["code"] == "nbd_exposed"] == ["warning"]
-    assert start(tcp=True).find_event("nbd_exposed") is None
+        who = "every account and every host that reaches the published port"
+    warned = server.find_event("nbd_exposed")
+    assert warned is not None and warned["address"] == f"{host}:0" and "--tls-verify-peer" in warned["remedy"]
+    assert warned["detail"] == f"{who} can read and write the exports"
+    [warning] = [each for each in json.loads(server.get("/status.json")[1])["warnings"] if each["code"] == "nbd_exposed"]
+    assert warning["severity"] == "warning" and who in warning["text"].lower()
+    assert start().find_event("nbd_exposed") is None
 
 
 def test_ipv6(start: Start) -> None:

@@ -139,8 +139,8 @@ def _addresses(settings: Settings) -> Iterator[Requirement]:
 
 
 def _exposure(settings: Settings) -> Iterator[Requirement]:
-    for address in exposure.exposed_listeners(settings):
-        detail = f"anybody who reaches {address} can overwrite the exports"
+    for address, who in exposure.exposed_listeners(settings):
+        detail = f"{address}: {who} can read and write the exports"
         yield Requirement("exposure", WARNING, detail, exposure.NBD_REMEDY)
     if (metrics := exposure.exposed_metrics(settings)) is not None:
         detail = f"anybody who reaches {metrics} can read metrics"

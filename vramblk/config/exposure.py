@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,15 +14,40 @@ from .units import TcpAddress
 _CONTAINER_FILES = (".dockerenv", "run/.containerenv")
 _OF_PODS = "KUBERNETES_SERVICE_HOST"
 
-NBD_REMEDY = "listen on 127.0.0.1 or a Unix socket, or use --tls require with --tls-verify-peer"
+NBD_REMEDY = (
+    "listen on Unix sockets only (--listen-addr unix:/run/vramblk/nbd.sock, in Compose VRAMBLK_LISTEN_ADDR), "
+    "or use --tls require with --tls-verify-peer or --tls-psk"
+)
+GROUP_REMEDY = "unset VRAMBLK_SOCKET_GID, so that the socket is root's alone, and start the server again"
 METRICS_REMEDY = "bind --metrics-addr to 127.0.0.1, or set --metrics-token"
 
 
-def exposed_listeners(settings: Settings) -> Iterator[TcpAddress]:
-    """NBD listeners where anybody on the network can read and overwrite the exports."""
-    proven = settings.tls == "require" and (settings.tls_verify_peer or settings.tls_psk is not None)
-    if not proven and not behind_published_ports():
-        yield from (address for address in settings.tcp_listeners if not is_loopback(address))
+def exposed_listeners(settings: Settings) -> Iterator[tuple[TcpAddress, str]]:
+    """TCP listeners that ask no client who it is, and who can so read and write the exports there."""
+    if settings.tls == "require" and (settings.tls_verify_peer or settings.tls_psk is not None):
+        return
+    published = behind_published_ports()
+    for address in settings.tcp_listeners:
+        if published:
+            yield address, "every account and every host that reaches the published port"
+        elif is_loopback(address):
+            yield address, "every account of this machine"
+        else:
+            yield address, "every host that reaches it"
+
+
+def shared_swap_sockets(settings: Settings) -> Iterator[tuple[str, int]]:
+    """Unix sockets of a swap server that a group other than root's may open, with that group.
+
+    Whoever is in it can attach an export before the kernel does.
+    """
+    for address in settings.unix_listeners if settings.mode == "swap" else ():
+        try:
+            found = os.stat(address.path)
+        except OSError:
+            continue
+        if found.st_gid != 0 and found.st_mode & stat.S_IRWXG:
+            yield address.path, found.st_gid
 
 
 def exposed_metrics(settings: Settings) -> TcpAddress | None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config.exposure import (
+    GROUP_REMEDY,
     METRICS_REMEDY,
     NBD_REMEDY,
     behind_published_ports,
     exposed_listeners,
     exposed_metrics,
+    shared_swap_sockets,
 )
 from ..config.settings import Settings
 from ..config.units import format_days
@@ -204,19 +206,6 @@ def _swap(document: dict[str, Any]) -> Iterator[OperatorWarning]:
                 f"{swap['device']} is {share:.0%} full.",
                 "Add swap of a lower priority, or end something that uses memory.",
             )
-    attached: dict[str, int] = {}
-    for connection in document["connections"]:
-        if connection["export"]:
-            attached[connection["export"]] = attached.get(connection["export"], 0) + 1
-    for name, count in attached.items():
-        if count > 1:
-            yield OperatorWarning(
-                "swap_connections",
-                "warning",
-                f"Export {name} has {count} connections. With more than one, a stall can bring back stale "
-                "data.",
-                "Attach swap with one connection, as vramblk-swap up does.",
-            )
 
 
 def _certificate(document: dict[str, Any]) -> Iterator[OperatorWarning]:
@@ -235,12 +224,19 @@ def _certificate(document: dict[str, Any]) -> Iterator[OperatorWarning]:
 
 
 def _exposure(settings: Settings) -> Iterator[OperatorWarning]:
-    for address in exposed_listeners(settings):
+    for address, who in exposed_listeners(settings):
         yield OperatorWarning(
             "nbd_exposed",
             "warning",
-            f"Anybody who reaches {address} can read and overwrite the exports.",
+            _sentence(f"{who} can read and write the exports: {address} asks no client who it is"),
             _sentence(NBD_REMEDY),
+        )
+    for path, group in shared_swap_sockets(settings):
+        yield OperatorWarning(
+            "swap_socket_group",
+            "warning",
+            f"Every account of group {group} can open {path} and attach a swap export that has no client.",
+            _sentence(GROUP_REMEDY),
         )
     if (metrics := exposed_metrics(settings)) is not None:
         yield OperatorWarning(

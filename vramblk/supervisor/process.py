@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..config.exposure import NBD_REMEDY, exposed_listeners
+from ..config.exposure import GROUP_REMEDY, NBD_REMEDY, exposed_listeners, shared_swap_sockets
 from ..config.settings import Settings
 from ..errors import PreconditionError, RuntimeFailure, StartupError
 from ..shared.context import Shared
@@ -256,8 +256,12 @@ class Supervisor:
     def _announce(self, locked: int) -> None:
         """Log where clients find the exports, and people the page."""
         settings = self._settings
-        for address in exposed_listeners(settings):
-            self._log.warning("nbd_exposed", address=str(address), remedy=NBD_REMEDY)
+        for address, who in exposed_listeners(settings):
+            detail = f"{who} can read and write the exports"
+            self._log.warning("nbd_exposed", address=str(address), detail=detail, remedy=NBD_REMEDY)
+        for path, group in shared_swap_sockets(settings):
+            detail = "every account of this group can attach a swap export that has no client"
+            self._log.warning("swap_socket_group", path=path, group=group, detail=detail, remedy=GROUP_REMEDY)
         self._log.info(
             "ready",
             **self._made.sockets.announcement(),
