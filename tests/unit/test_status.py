@@ -18,6 +18,7 @@ from vramblk.commands import observerclient
 from vramblk.commands.observerclient import StatusServer, clean
 from vramblk.commands.status import status
 from vramblk.commands.top import _View, sparkline
+from vramblk.config.settings import load_settings
 from vramblk.errors import RuntimeFailure
 from vramblk.shared.control import ControlWord
 from vramblk.shared.window import ConnectionState, Word
@@ -82,6 +83,35 @@ def test_metrics_address_and_token(observed: Observed) -> None:
     settings = settings_of(*tcp, "--metrics-token", "s3cret")
     assert StatusServer(settings).json("/status.json")["state"] == "ready"
     assert StatusServer(settings_of("--metrics-addr", f"0.0.0.0:{observed.port}")).get("/healthz")[0] == 200
+
+
+def test_the_token_goes_to_the_socket_of_a_flag_only(observed: Observed, tmp_path: Path) -> None:
+    """The status socket is asked first. An address of the settings may be anybody's while the server is down."""
+    variables = {"VRAMBLK_METRICS_ADDR": f"127.0.0.1:{observed.port}", "VRAMBLK_METRICS_TOKEN": "s3cret"}
+
+    def server(path: str) -> StatusServer:
+        return StatusServer(load_settings([], variables | {"VRAMBLK_STATUS_SOCKET": path}))
+
+    assert server(str(observed.path)).json("/status.json")["state"] == "ready"
+    heard = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        variables["VRAMBLK_METRICS_ADDR"] = f"127.0.0.1:{listener.getsockname()[1]}"
+
+        def answer() -> None:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with connection:
+                    heard.append(connection.recv(4096))
+                    connection.sendall(b"HTTP/1.1 401 no\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(RuntimeFailure, match="only an address that a flag names"):
+            server(str(tmp_path / "none.sock")).json("/status.json")
+        with pytest.raises(RuntimeFailure, match="refuses this token"):
+            server("off").json("/status.json")
+        thread.join(10)
+    assert b"s3cret" not in heard[0] and b"Bearer s3cret" in heard[1]
 
 
 def test_nothing_answers(tmp_path: Path) -> None:

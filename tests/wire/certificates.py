@@ -6,7 +6,7 @@ import ssl
 import subprocess
 from pathlib import Path
 
-_AUTHORITY = "cn = vramblk test authority\nca\ncert_signing_key\nencryption_key\nexpiration_days = 30\n"
+_AUTHORITY = "cn = vramblk test authority\nca\ncert_signing_key\nsigning_key\nencryption_key\nexpiration_days = 30\n"
 _SERVER = (
     "cn = localhost\ndns_name = localhost\nip_address = 127.0.0.1\n"
     "tls_www_server\nsigning_key\nencryption_key\nexpiration_days = 30\n"
@@ -21,13 +21,14 @@ class Certificates:
         server: ca-cert.pem, server-cert.pem, server-key.pem.
         client: ca-cert.pem, client-cert.pem, client-key.pem, signed by the server's authority.
         stranger: the same names, signed by another authority, but trusting the server's.
+        authority: ca-cert.pem and ca-key.pem of the server's.
     """
 
     def __init__(self, directory: Path) -> None:
         self.server = directory / "server"
         self.client = directory / "client"
         self.stranger = directory / "stranger"
-        authority = _make_authority(directory / "authority")
+        self.authority = authority = _make_authority(directory / "authority")
         other = _make_authority(directory / "other-authority")
         for place, kind, signer in (
             (self.server, "server", authority),

@@ -27,7 +27,7 @@ from vramblk.serving.lanes import SMALLEST
 
 from . import rawclient as nbd
 from .certificates import Certificates
-from .harness import REPOSITORY, Server, requires
+from .harness import REPOSITORY, Server, eventually, requires
 
 Start = Callable[..., Server]
 HAS_PSK = sys.version_info >= (3, 13)
@@ -100,6 +100,20 @@ def test_unverified_client_is_refused(strict: Server, certificates: Certificates
             client.start_tls(certificates.context(own))
             # With TLS 1.3 the client's own handshake is over before the server has judged it.
             client.go("vram")
+
+
+def test_the_authority_itself_is_no_client(strict: Server, certificates: Certificates) -> None:
+    """Its certificate is trusted, so OpenSSL lets it pass. Nobody is served by it, however it is offered."""
+    context = certificates.context()
+    context.load_cert_chain(certificates.authority / "ca-cert.pem", certificates.authority / "ca-key.pem")
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        context.minimum_version = context.maximum_version = version
+        with strict.connect("tcp") as client:
+            client.greet()
+            with pytest.raises((ssl.SSLError, ConnectionError, EOFError)):
+                client.start_tls(context)
+                client.go("vram")
+    eventually(lambda: sum("the authority's own" in reason for reason in failures(strict)) == 2)
 
 
 @requires("nbdinfo")
@@ -230,6 +244,7 @@ def test_missing_certificate_file_is_exit_2(
 def psk_file(directory: Path) -> Path:
     path = directory / "keys.psk"
     path.write_text(f"{PSK_NAME}:{PSK_KEY}\n")
+    path.chmod(0o600)
     return path
 
 
@@ -281,12 +296,18 @@ if PSK_PYTHON is not None:
     def test_psk_clients_are_served(start: Start, tmp_path: Path, psk_python: str) -> None:
         """libnbd and qemu with the right key are served, with a wrong key or another name they are not."""
         keys, wrong = psk_file(tmp_path), tmp_path / "wrong.psk"
-        wrong.write_text(f"{PSK_NAME}:{PSK_KEY[::-1]}\n")
+        wrong.write_text(f"{PSK_NAME}:{PSK_KEY[::-1]}\nmallory:{PSK_KEY}\n")
         program = (psk_python, "-m", "vramblk")
         server = start("--tls", "require", "--tls-psk", str(keys), program=program, tcp=True)
         assert nbdinfo_psk(keys, server).stdout.strip() == str(64 << 20)
-        assert nbdinfo_psk(wrong, server).returncode != 0
-        assert nbdinfo_psk(keys, server, name="mallory").returncode != 0
+        refused = []
+        for number, name in enumerate((PSK_NAME, "mallory"), 1):
+            done = nbdinfo_psk(wrong, server, name)
+            assert done.returncode != 0
+            eventually(lambda number=number: len(failures(server)) == number)
+            refused.append(done.stderr)
+        assert refused[0] == refused[1], "a client does not learn which names there are"
+        assert len(set(failures(server))) == 1
         directory = tmp_path / "qemu"
         directory.mkdir()
         (directory / "keys.psk").write_bytes(keys.read_bytes())
@@ -298,6 +319,10 @@ if PSK_PYTHON is not None:
         with server.connect() as client:
             client.greet()
             assert client.ask(nbd.LIST)[-1].type == nbd.ERR_TLS_REQD
+
+
+def failures(server: Server) -> list[str]:
+    return [event["reason"] for event in server.events if event.get("event") == "negotiation_failed"]
 
 
 def nbdinfo_psk(path: Path, server: Server, name: str = PSK_NAME) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,8 @@
-"""Asks the observer of a running server over its status socket, or over --metrics-addr if given."""
+"""Asks the observer of a running server over its status socket, or over --metrics-addr.
+
+The token goes only to an address that was named on purpose. While the server is down, anybody on this machine
+may listen on the port of its settings.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,7 @@ class StatusServer:
     def __init__(self, settings: Settings) -> None:
         self._places = _places(settings)
         self._token = settings.metrics_token
+        self._shows_token = settings.status_socket is None or _is_flag(settings.source_of("metrics_addr"))
         if not self._places:
             raise RuntimeFailure(
                 "there is nothing to ask: the status socket is off; give --status-socket or --metrics-addr"
@@ -51,6 +56,11 @@ class StatusServer:
         """A JSON page; errors as ``get``, and for a server that refuses."""
         code, body = self.get(path)
         if code == 401:
+            if self._token and not self._shows_token:
+                raise RuntimeFailure(
+                    "the status socket does not answer, and only an address that a flag names gets the "
+                    "token: use the status socket (try sudo), or give --metrics-addr"
+                )
             if self._token:
                 raise RuntimeFailure("the server refuses this token: give its own as --metrics-token")
             raise RuntimeFailure("the server asks for a token: give --metrics-token or VRAMBLK_METRICS_TOKEN")
@@ -63,7 +73,7 @@ class StatusServer:
 
     def _ask(self, place: Address, path: str) -> tuple[int, bytes]:
         headers = {}
-        if self._token and not isinstance(place, UnixAddress):
+        if self._token and self._shows_token and not isinstance(place, UnixAddress):
             headers["Authorization"] = f"Bearer {self._token}"
         code, body, _ = ask(place, path, headers)
         return code, body
@@ -141,7 +151,7 @@ def ask(place: Address, path: str, headers: Mapping[str, str]) -> tuple[int, byt
 
 
 def _places(settings: Settings) -> list[Address]:
-    """Where to ask: what a flag names and nothing else; otherwise the address, then the socket."""
+    """Where to ask: what a flag names and nothing else; otherwise the socket, then the address."""
     unix: list[Address] = [UnixAddress(settings.status_socket)] if settings.status_socket else []
     tcp: list[Address] = [settings.metrics_addr] if settings.metrics_addr else []
     given_by_flag = {name for name in ("metrics_addr", "status_socket") if _is_flag(settings.source_of(name))}
@@ -149,7 +159,7 @@ def _places(settings: Settings) -> list[Address]:
         return unix
     if "metrics_addr" in given_by_flag:
         return tcp or unix
-    return tcp + unix
+    return unix + tcp
 
 
 def _is_flag(source: str) -> bool:

@@ -232,10 +232,15 @@ OPTIONS: tuple[Option, ...] = (
         _parse_path, "a directory", "DIR", default_note="none", path=True, protects=True,
     ),
     Option(
-        "tls_psk", "TLS", "File with NAME:HEXKEY lines, as psktool writes it. Needs Python 3.13.",
+        "tls_psk", "TLS",
+        "File with NAME:HEXKEY lines, as psktool writes it, of mode 0600. TLS 1.3 only. Needs Python 3.13.",
         _parse_path, "a file", "FILE", default_note="none", path=True, protects=True,
     ),
-    _boolean("tls_verify_peer", "TLS", "Ask clients for a certificate of the same authority.", protects=True),
+    _boolean(
+        "tls_verify_peer", "TLS",
+        "Require a client certificate signed by ca-cert.pem. Names and revocation lists are not checked.",
+        protects=True,
+    ),
     Option(
         "workers", "Processes",
         "Worker processes. 0: the engine serves all clients itself, on Unix sockets without TLS. 1 or more: "
@@ -259,7 +264,8 @@ OPTIONS: tuple[Option, ...] = (
         units.parse_host_name, units.HOST_NAME_ALLOWED, "NAME", default_note="none", repeatable=True,
     ),
     Option(
-        "metrics_token", "Observation", "Bearer token that --metrics-addr asks for.",
+        "metrics_token", "Observation",
+        "Bearer token that --metrics-addr asks for. Flags show in ps: give it as VRAMBLK_METRICS_TOKEN_FILE.",
         _parse_token, "1 to 1024 printable ASCII characters without spaces", "TOKEN",
         default_note="none", secret=True, protects=True,
     ),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from ..nbd.events import Begin, Close, ExportInfo, Send, StartTls, TlsPolicy
 from ..nbd.handshake import Handshake
-from ..system.tls import decrypted
+from ..system.tls import decrypted, shows_authority
 from .lanes import Lane
 from .sockets import SHORT_OF_MEMORY, hang_up, is_gone
 
@@ -187,6 +187,8 @@ class Negotiation:
         except ssl.SSLWantWriteError:
             self.interest = select.EPOLLOUT
             return False
+        if shows_authority(self.sock):
+            raise ssl.SSLError("the client's certificate is the authority's own; sign one for the client")
         self._tls_pending = False
         self._handshake.tls_established()
         return True

@@ -12,8 +12,10 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import secrets
 import socket
 import ssl
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ from . import certificate
 from .certificate import Validity
 
 _PSK_SINCE = (3, 13)
+#: Of a key, bytes: below, it can be guessed; above, no library takes it.
+_PSK_BYTES = range(16, 257)
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,12 @@ class TlsFiles:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.psk:
+            # TLS 1.3 has no suite without encryption, and OpenSSL no PSK mode of it without forward secrecy.
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
             keys = {name: bytes.fromhex(key) for name, key in self.psk.items()}
-            context.set_psk_server_callback(lambda identity: keys.get(identity or "", b""))  # type: ignore[attr-defined,unused-ignore]
-            context.set_ciphers("PSK:@SECLEVEL=1")
+            # An unknown name fails as a wrong key does, at the same step: nobody learns which there are.
+            nobodys = secrets.token_bytes(len(next(iter(keys.values()))))
+            context.set_psk_server_callback(lambda identity: keys.get(identity or "", nobodys))  # type: ignore[attr-defined,unused-ignore]
             return context
         try:
             with _as_file(self.certificate) as certificate, _as_file(self.key) as key:
@@ -83,6 +90,15 @@ def unpack(packed: bytes) -> TlsFiles:
     values = json.loads(packed)
     validity = values.pop("validity")
     return TlsFiles(**values, validity=Validity(**validity) if validity else None)
+
+
+def shows_authority(sock: ssl.SSLSocket) -> bool:
+    """Whether the client's certificate is one of the authority that clients are verified by.
+
+    OpenSSL takes it for a client's, since it is trusted; but who holds that key signs, and is no client.
+    """
+    shown = sock.getpeercert(binary_form=True)
+    return shown is not None and shown in sock.context.get_ca_certs(binary_form=True)
 
 
 def decrypted(sock: socket.socket) -> bool:
@@ -136,9 +152,11 @@ def read_psk(path: Path) -> dict[str, str]:
     """The keys, in hexadecimal, of a file with NAME:HEXKEY lines, by name.
 
     Raises:
-        ConfigError: unreadable, no key in it, or a line that no client could use.
+        ConfigError: unreadable, or readable for others; no key in it, one that is too short, or a line that
+            no client could use.
     """
     text = _read(path, "tls_psk")
+    _require_private(path)
     keys: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -150,11 +168,31 @@ def read_psk(path: Path) -> dict[str, str]:
             keys = {}
         if not keys.get(name):
             raise ConfigError(f"tls_psk {path} line {number}: expected NAME:HEXKEY, as psktool writes it")
+        if (length := len(bytes.fromhex(key))) not in _PSK_BYTES:
+            raise ConfigError(
+                f"tls_psk {path} line {number}: the key has {length} bytes; expected {_PSK_BYTES[0]} to "
+                f"{_PSK_BYTES[-1]}, such as the 32 of `psktool --username=NAME --pskfile={path}`"
+            )
     if not keys:
         raise ConfigError(
             f"tls_psk {path} holds no key: write one with `psktool --username=NAME --pskfile={path}`"
         )
     return keys
+
+
+def _require_private(path: Path) -> None:
+    """Who can read the keys is a client, and who can write them chooses the clients.
+
+    Raises:
+        ConfigError: somebody beside the file's owner and root's group can.
+    """
+    found = path.stat()
+    theirs = found.st_mode & (stat.S_IRWXO | stat.S_IRWXG)
+    if theirs & stat.S_IRWXO or (theirs & stat.S_IRWXG and found.st_gid != 0):
+        raise ConfigError(
+            f"tls_psk {path} has mode {stat.S_IMODE(found.st_mode):04o}, so others can use its keys; "
+            f"type: chmod 600 {path}"
+        )
 
 
 def _read(path: Path, setting: str) -> str:
