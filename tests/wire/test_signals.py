@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -565,3 +566,22 @@ def test_process_1_reaps_orphans(process_1: tuple[Server, int]) -> None:
     assert set(server.remember()) == before
     os.kill(pid, signal.SIGTERM)
     assert server.wait(15) == 0
+
+
+def test_what_sigkill_leaves_in_a_mapped_file(start: Start) -> None:
+    """Nobody overwrites it then, as README says; the next start does, and a clean stop."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.truncate(16 << 20)
+        arguments = ("--workers", "0", "--device", f"map:{file.name}")
+        killed = start(*arguments, size="max")
+        with killed.client() as client:
+            client.write(0, b"secret" * 100)
+            os.kill(killed.named("engine")[0], signal.SIGKILL)
+            assert killed.wait() == 1
+        assert Path(file.name).read_bytes()[:600] == b"secret" * 100
+        again = start(*arguments, size="max")
+        with again.client() as client:
+            assert client.read(0, 4096) == bytes(4096)
+            client.write(0, b"secret" * 100)
+        assert again.stop() == 0
+        assert not any(Path(file.name).read_bytes())
