@@ -202,4 +202,5 @@ def host() -> Iterator[Host]:
         host.status()
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(host.path("/run/vramblk/nbd.sock")))
+            host.path("/run/vramblk/nbd.sock").chmod(0o600)
             yield host
