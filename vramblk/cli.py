@@ -17,6 +17,7 @@ from . import __version__
 from .config import sources
 from .config.options import OPTIONS
 from .config.settings import Settings, resolve
+from .config.units import printable
 from .errors import ConfigError, StartupError
 
 SERVE = "serve"
@@ -84,7 +85,7 @@ def _prepare_stdio() -> None:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"vramblk: {' '.join(message.split())}", file=sys.stderr)
+    print(f"vramblk: {printable(' '.join(message.split()))}", file=sys.stderr)
     return status
 
 

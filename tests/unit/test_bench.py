@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from vramblk import cli
 from vramblk.commands import bench
 from vramblk.commands.bench_client import Client, Measurement, parse_uri
 from vramblk.config.settings import load_settings
@@ -28,13 +29,13 @@ class MemoryServer:
 
     def __init__(
         self, path: Path, flags: int = 1, knows_go: bool = True, fail: int = 0, cut: bool = False,
-        description: str = "",
+        description: str = "", refusal: bytes = b"no such export",
     ) -> None:  # fmt: skip
         self.data = bytearray(SIZE)
         self.writes = 0
         self.uri = f"nbd+unix:///vram?socket={path}"
         self._flags, self._knows_go, self._fail, self._cut = flags, knows_go, fail, cut
-        self._description = description.encode()
+        self._description, self._refusal = description.encode(), refusal
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen(4)
@@ -75,7 +76,7 @@ class MemoryServer:
             if option != 7 or not self._knows_go:
                 reply(0x80000001)
             elif name[4 : 4 + struct.unpack(">I", name[:4])[0]] != b"vram":
-                reply(0x80000006, b"no such export")
+                reply(0x80000006, self._refusal)
             else:
                 reply(3, struct.pack(">HQH", 0, SIZE, self._flags))
                 reply(3, struct.pack(">HIII", 3, 1, 4096, 32 << 20))
@@ -179,6 +180,13 @@ def test_refused_export_says_the_servers_words(servers) -> None:
         run(servers().uri.replace("/vram", "/other"))
 
 
+def test_nothing_of_a_hostile_servers_words_reaches_the_terminal_as_a_command(servers, capsys) -> None:
+    server = servers(refusal="no \x1b]0;sudo rm\x07\u009b\u202e\nsuch export".encode())
+    assert cli.main(["bench", server.uri.replace("/vram", "/other")], {}) == 1
+    line = capsys.readouterr().err
+    assert "such export" in line and line.removesuffix("\n").isprintable()
+
+
 def test_failed_request_is_one_line_with_the_reason(servers) -> None:
     with pytest.raises(RuntimeFailure, match=os.strerror(5)) as failure:
         run(servers(fail=5).uri)
@@ -275,7 +283,7 @@ def test_a_profile_writes_over_no_mapped_memory(tmp_path: Path) -> None:
 
 
 def test_client_learns_what_the_memory_is(servers) -> None:
-    with Client(parse_uri(servers(description="memory of a test").uri)) as client:
-        assert client.description == "memory of a test"
+    with Client(parse_uri(servers(description="memory of \x1b a test").uri)) as client:
+        assert client.description == "memory of \N{REPLACEMENT CHARACTER} a test"
     with Client(parse_uri(servers().uri)) as client:
         assert client.description == ""

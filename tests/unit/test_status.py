@@ -15,10 +15,11 @@ from rich.console import Console
 
 from tests.unit.observed import Observed, settings_of
 from vramblk.commands import observerclient
-from vramblk.commands.observerclient import StatusServer, clean
+from vramblk.commands.observerclient import StatusServer
 from vramblk.commands.status import status
 from vramblk.commands.top import _View, sparkline
 from vramblk.config.settings import load_settings
+from vramblk.config.units import printable
 from vramblk.errors import RuntimeFailure
 from vramblk.shared.control import ControlWord
 from vramblk.shared.window import ConnectionState, Word
@@ -292,6 +293,6 @@ def test_top_fits_into_the_terminal(observed: Observed, width: int, height: int,
 
 
 def test_formats() -> None:
-    assert clean("a\x1bb\nc") == "a�b�c"
+    assert printable("a\x1bb\nc") == "a�b�c"
     assert sparkline([0, 0.001, 8], 8) == " ▁█"
     assert sparkline([0, 0], 0) == "  "

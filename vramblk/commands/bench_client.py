@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from ..config.units import printable
 from ..errors import ConfigError, RuntimeFailure
 from ..nbd.constants import (
     IHAVEOPT,
@@ -318,7 +319,7 @@ class Client:
                 self.size_bytes, flags = struct.unpack(">QH", data[2:])
                 self.flags = TransmissionFlag(flags)
             elif kind == OptionReply.INFO and data[:2] == bytes((0, InfoType.DESCRIPTION)):
-                self.description = data[2:].decode(errors="replace")
+                self.description = printable(data[2:].decode(errors="replace"))
             elif kind != OptionReply.INFO:
                 raise RuntimeFailure(self._refusal(f"export {self.target.export!r}", kind, data))
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config.settings import Settings
-from ..config.units import Address, UnixAddress
+from ..config.units import Address, UnixAddress, printable
 from ..errors import RuntimeFailure
 from ..system import proc
 
@@ -79,20 +79,13 @@ class StatusServer:
         return code, body
 
 
-def clean(text: object) -> str:
-    """Text that may come from a client or a hostile server, without anything that a terminal would obey."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(text)
-    )
-
-
-def cleaned(document: Any) -> Any:
-    """A JSON document with all its texts and keys cleaned."""
+def printable_document(document: Any) -> Any:
+    """A JSON document with all its texts and keys printable."""
     if isinstance(document, dict):
-        return {clean(key): cleaned(value) for key, value in document.items()}
+        return {printable(key): printable_document(value) for key, value in document.items()}
     if isinstance(document, list):
-        return [cleaned(value) for value in document]
-    return clean(document) if isinstance(document, str) else document
+        return [printable_document(value) for value in document]
+    return printable(document) if isinstance(document, str) else document
 
 
 class _Socket(socket.socket):
@@ -184,4 +177,4 @@ def why(place: Address, error: Exception) -> str:
                 "was removed, only a restart makes it again)"
             )
     path = place.path if isinstance(place, UnixAddress) else place
-    return f"{path}: {clean(reason)[:200]}{hint}"
+    return f"{path}: {printable(reason)[:200]}{hint}"

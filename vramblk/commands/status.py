@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..config.settings import Settings
-from ..config.units import format_latency, format_seconds, format_size
+from ..config.units import format_latency, format_seconds, format_size, printable
 from ..errors import RuntimeFailure
 from ..system.certificate import as_date
-from .observerclient import StatusServer, clean, cleaned
+from .observerclient import StatusServer, printable_document
 
 
 def status(settings: Settings, json: bool, health: bool) -> int:
@@ -22,7 +22,7 @@ def status(settings: Settings, json: bool, health: bool) -> int:
     server = StatusServer(settings)
     if health:
         code, body = server.get("/healthz")
-        text = clean(body.decode(errors="replace").strip())
+        text = printable(body.decode(errors="replace").strip())
         print(json_format.dumps({"healthy": code == 200, "health": text}) if json else text)
         return 0 if code == 200 else 1
     document = server.json("/status.json")
@@ -30,7 +30,7 @@ def status(settings: Settings, json: bool, health: bool) -> int:
         print(json_format.dumps(document, indent=2))
         return 0
     try:
-        text = "\n".join(as_text(cleaned(document)))
+        text = "\n".join(as_text(printable_document(document)))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise RuntimeFailure(
             "the server's answer to /status.json is not understood: no status document"
@@ -40,7 +40,7 @@ def status(settings: Settings, json: bool, health: bool) -> int:
 
 
 def as_text(document: dict[str, Any]) -> list[str]:
-    """The status document, whose texts are clean, in lines for people, warnings first."""
+    """The status document, whose texts are printable, in lines for people, warnings first."""
     lines = [headline(document)]
     for warning in document["warnings"]:
         lines += [f"{warning['severity'].upper()}: {warning['text']}", f"  -> {warning['remedy']}"]

@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config.settings import Settings
-from ..config.units import format_seconds, format_size
+from ..config.units import format_seconds, format_size, printable
 from ..errors import RuntimeFailure
-from .observerclient import StatusServer, clean, cleaned
+from .observerclient import StatusServer, printable_document
 from .status import connection_rows, headline, latency_rows
 from .toplayout import Part, fit
 
@@ -97,7 +97,7 @@ class _View:
 
     def refresh(self) -> None:
         """Ask; errors as ``StatusServer.get``."""
-        self._document = cleaned(self._server.json("/status.json"))
+        self._document = printable_document(self._server.json("/status.json"))
         history = self._server.json(f"/history.json?since={self._next}")
         if history["next"] < self._next:
             self._rows.clear()
@@ -128,7 +128,7 @@ class _View:
     def _head(self, document: dict[str, Any]) -> Text:
         if self.problem:
             ago = format_seconds(time.monotonic() - self._answered)
-            text = Text(f"no answer: {clean(self.problem)}", style="bold white on red")
+            text = Text(f"no answer: {printable(self.problem)}", style="bold white on red")
             return text.append(
                 f"\n{ago} ago, with all that follows: {headline(document)}", "not bold dim on default"
             )

@@ -1,4 +1,6 @@
-"""Sizes, durations and addresses as people write and read them. Inside, sizes are bytes and times seconds.
+"""Sizes, durations and addresses as people write and read them, and text that is safe to print.
+
+Inside, sizes are bytes and times seconds.
 
 Every parser raises ValueError; its text is the short reason, while what is allowed stands in the
 constants ``*_ALLOWED``, since only the caller knows which setting was meant.
@@ -176,6 +178,11 @@ def parse_socket_path(text: str) -> str:
     if len(os.fsencode(text)) > _UNIX_PATH_BYTES:
         raise ValueError(f"a socket path is at most {_UNIX_PATH_BYTES} bytes")
     return text
+
+
+def printable(text: str) -> str:
+    """Text of a client, a server or a child, without what could break a line or command a terminal."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def format_size(size_bytes: float) -> str:
