@@ -150,6 +150,7 @@ def test_a_replaced_worker_has_its_uid_again(start: Start) -> None:
     server = start("--workers", "2")
     before = {role: server.named(role)[0] for role in ("worker", "observer")}
     uids = {role: uid_of(pid) for role, pid in before.items()}
+    assert 0 not in uids.values()
     for pid in before.values():
         os.kill(pid, signal.SIGKILL)
     server.wait_event("worker_restarted")

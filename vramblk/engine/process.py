@@ -19,7 +19,7 @@ from ..shared.doorbell import engine_doorbell
 from ..shared.spin import spin_ns
 from ..shared.window import Word
 from ..swap import prefault, safeguards
-from ..system import childsignals, logs, privileges
+from ..system import childsignals, logs
 from .executor import Executor, engine_windows
 from .localclients import LocalClients
 from .progressmail import ProgressMail
@@ -120,9 +120,6 @@ def run(
         handoff: over which the engine is given clients that it serves itself, if there are such.
     """
     log = logs.get()
-    if not os.geteuid():  # otherwise a driver may still need a setuid helper that makes its device nodes
-        privileges.gain_none()
-    privileges.stay_this_uid()
     mailbox = _Mailbox(shared, mail)
     progress = ProgressMail(mail)
     settings = shared.settings
@@ -155,7 +152,6 @@ def run(
         if clients is not None:
             clients.prepare()
         childsignals.ignore()
-        privileges.gain_none()
         safeguards.lock_memory(settings)
         every_window = [window.whole for window in shared.windows]
         prefault.prefault(settings, [*every_window, *(written.blocks for written in shared.written)])

@@ -19,7 +19,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config.exposure import GROUP_REMEDY, NBD_REMEDY, exposed_listeners, shared_swap_sockets
 from ..config.settings import Settings
@@ -28,7 +28,7 @@ from ..shared.context import Shared
 from ..shared.control import ControlWord, State
 from ..shared.window import Word
 from ..swap import hostmemory, prefault, safeguards
-from ..system import logs, proc
+from ..system import logs, privileges, proc
 from ..worker import process as worker
 from .acceptor import Acceptor
 from .certificates import Certificates
@@ -47,6 +47,7 @@ from .workerprocesses import WorkerProcesses
 
 if TYPE_CHECKING:
     from ..engine.process import OpenMemories
+    from ..memory.base import Memory
 
 _WORKER_GRACE_S = 1.0
 #: Zeroing tens of gigabytes through a slow mapping takes its time.
@@ -360,5 +361,15 @@ def _run_engine(
         from ..memory import open_memories as default
 
         open_memories = default
+    open_as_told = open_memories
+
+    def open_and_gain_none(*arguments: Any, **options: Any) -> Sequence[Memory]:
+        memories = open_as_told(*arguments, **options)
+        privileges.gain_none()
+        return memories
+
+    privileges.stay_this_uid()
+    if not os.geteuid():  # otherwise a driver may need a setuid helper that makes its device nodes
+        privileges.gain_none()
     handoffs = local.handoffs if local is not None else None
-    return engine.run(shared, mail, open_memories, handoffs.theirs if handoffs is not None else None)
+    return engine.run(shared, mail, open_and_gain_none, handoffs.theirs if handoffs is not None else None)
