@@ -50,7 +50,7 @@ metric() { ask /metrics | awk -v name="$1" '$1 == name { print int($2); found = 
 
 is_ready() { ask /readyz >/dev/null; }
 
-swap_options="--mode swap --device map:/dev/mmapper --listen-addr unix:/run/vramblk/nbd.sock"
+swap_options="--mode swap --device map:/dev/mmapper --size ${VM_SWAP_MIB}M --listen-addr unix:/run/vramblk/nbd.sock"
 
 # VM_WITHOUT names the safeguards that this run leaves out, separated by commas.
 left_out() { case ",${VM_WITHOUT-}," in *,"$1",*) ;; *) return 1 ;; esac }
@@ -61,14 +61,14 @@ start_server() { # [options]
         return
     }
     # shellcheck disable=SC2086  # a list of words
-    start_program "$VM_ROOT/.venv/bin/vramblk" $swap_options --size "${VM_SWAP_MIB}M" "$@"
+    start_program "$VM_ROOT/.venv/bin/vramblk" $swap_options "$@"
 }
 
 # With faults on demand, and without the safeguards of VM_WITHOUT: see altered_server.py.
 start_altered_server() { # [options]
     # shellcheck disable=SC2086
     start_program "$VM_ROOT/.venv/bin/python" "$VM_ROOT/tests/vm/guest/altered_server.py" "$faults" \
-        "${VM_WITHOUT:-nothing}" $swap_options --size "${VM_SWAP_MIB}M" "$@"
+        "${VM_WITHOUT:-nothing}" $swap_options "$@"
 }
 
 inject() { # writes|reads batches, below 256

@@ -10,7 +10,8 @@ exports:
   - {name: storm, size: 4M, mode: swap, device: "map:/dev/zero.storm"}
   - {name: unread, size: 4M, mode: swap, device: "map:/dev/zero.unread"}
 EOF
-start_program "$VM_ROOT/.venv/bin/vramblk" --config /run/exports.yaml --listen-addr unix:/run/vramblk/nbd.sock
+swap_options="--config /run/exports.yaml --listen-addr unix:/run/vramblk/nbd.sock"
+start_server
 attach
 remember_server
 for each in storm unread; do
