@@ -5,6 +5,7 @@ kernel grants is left out.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -27,12 +28,13 @@ Start = Callable[..., Server]
 
 def start_swap(
     start: Start, report: Path, how: str = "prefaulted", *, workers: int = 0, ready: bool = True,
-    under: tuple[str, ...] = (),
+    under: tuple[str, ...] = (), environment: dict[str, str] | None = None,
 ) -> Server:
     """``under`` is a command that runs the server."""
     return start(
         "--mode", "swap", "--device", "map:/dev/zero", *(("--workers", str(workers)) if workers else ()),
         program=(*under, sys.executable, str(PROGRAM), str(report), how), size="64M", ready=ready,
+        environment=environment,
     )  # fmt: skip
 
 
@@ -206,6 +208,17 @@ def test_a_swap_export_has_one_client(start: Start, tmp_path: Path, workers: int
     with later:
         later.write(0, b"y" * 4096)
         assert later.read(0, 4096) == b"y" * 4096
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="requires root: gives a socket to a group")
+@pytest.mark.parametrize("group", [0, 1234])
+def test_a_group_that_may_attach_is_warned_of(start: Start, tmp_path: Path, group: int) -> None:
+    """In log and status: its members could attach an export before the kernel does. Root's group is no news."""
+    server = start_swap(start, tmp_path / "report", environment={"VRAMBLK_SOCKET_GID": str(group)})
+    event = server.find_event("swap_socket_group")
+    codes = [each["code"] for each in json.loads(server.get("/status.json")[1])["warnings"]]
+    assert (event is not None) == ("swap_socket_group" in codes) == (group != 0)
+    assert event is None or (event["group"], event["path"]) == (group, str(server.unix_path))
 
 
 def attach(server: Server) -> nbd.RawClient | None:
