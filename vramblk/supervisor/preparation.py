@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -93,9 +92,8 @@ def _allocate_uids(count: int) -> int | None:
     try:
         return privileges.allocate(count)
     except OSError as error:
-        root = not os.geteuid()
-        logs.get().log(
-            logging.WARNING if root else logging.INFO,
+        root, log = not os.geteuid(), logs.get()
+        (log.warning if root else log.info)(
             "uid_not_changed",
             detail=str(error),
             effect="workers and the observer run under the uid of the engine",
