@@ -276,7 +276,9 @@ _TAIL = """
 its own, which end with it. `process` is supervisor, engine, observer, or worker-0 and so on.
 
 Figures of the GPU come from NVML for NVIDIA and from amdgpu's files in sysfs; what cannot be had is absent,
-never 0. `vramblk_process_major_faults` counts from when the observer first saw the server ready.
+never 0. For Intel, used memory is the sum of what xe or i915 report of each client in /proc/PID/fdinfo. It is
+absent unless the observer can see every process: as root, and in the host's pid namespace.
+`vramblk_process_major_faults` counts from when the observer first saw the server ready.
 
 ## Alerts and a dashboard
 

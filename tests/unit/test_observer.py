@@ -207,12 +207,13 @@ def test_gpu_figures_of_amdgpu_and_absence(tmp_path: Path) -> None:
     reading = _amd("0000:03:00.0", tmp_path)
     assert reading is not None
     assert (reading.memory_total_bytes, reading.memory_used_bytes) == (17163091968, 1000000)
+    assert reading.memory_free_bytes == 17163091968 - 1000000
     assert (reading.temperature_celsius, reading.power_watts, reading.utilization) == (45.0, None, None)
     assert reading.clocks == {"graphics": 2450000000}
     assert canonical("01:00.0") == "0000:01:00.0" and canonical("00000000:0A:00.0") == "0000:0a:00.0"
     assert canonical("../../etc") is None
     watch = GpuWatch()
-    watch.watch(["not an address"])
+    watch.watch({"not an address": 1})
     assert watch.readings() == []
 
 
@@ -233,7 +234,9 @@ def test_nvml_reads_what_the_driver_tells() -> None:
         NVMLError=pynvml.NVMLError, NVML_TEMPERATURE_GPU=pynvml.NVML_TEMPERATURE_GPU,
         **{name: getattr(pynvml, name) for name in ("NVML_CLOCK_GRAPHICS", "NVML_CLOCK_SM", "NVML_CLOCK_MEM")},
         nvmlDeviceGetHandleByPciBusId=handle_of,
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(total=80 << 30, used=1 << 30),
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(
+            total=80 << 30, used=1 << 30, free=78 << 30
+        ),
         nvmlDeviceGetUtilizationRates=refuse,
         nvmlDeviceGetTemperature=lambda handle, kind: 41,
         nvmlDeviceGetPowerUsage=lambda handle: 71500,
@@ -244,6 +247,7 @@ def test_nvml_reads_what_the_driver_tells() -> None:
     reading = nvml.read("0000:01:00.0")
     assert reading is not None
     assert (reading.memory_total_bytes, reading.memory_used_bytes) == (80 << 30, 1 << 30)
+    assert reading.memory_free_bytes == 78 << 30
     assert (reading.temperature_celsius, reading.power_watts, reading.utilization) == (41, 71.5, None)
     assert reading.clocks == {"sm": 1_980_000_000, "memory": 2_619_000_000}
 

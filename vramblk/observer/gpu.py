@@ -1,4 +1,5 @@
-"""Temperature, clocks and memory of the GPUs that serve: NVIDIA through NVML, AMD through sysfs.
+"""Temperature, clocks and memory of the GPUs that serve: NVIDIA through NVML, AMD through sysfs, Intel
+through /proc.
 
 What cannot be had is absent, never zero. A driver may hang while its GPU is being lost, so all
 of this happens in a thread of its own, and old readings are not shown.
@@ -9,13 +10,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import threads
+from ..system import proc
+from . import drmclients, threads
 
 INTERVAL_S = 5.0
 STALE_S = 20.0
@@ -32,6 +34,8 @@ class Reading:
 
     Attributes:
         pci: address such as 0000:01:00.0.
+        memory_used_bytes, memory_free_bytes: of all that use the GPU, together. They need not add up to the
+            total: a driver keeps some memory for itself.
         utilization: share of time that kernels ran, 0 to 1.
         clocks: hertz by name.
     """
@@ -39,6 +43,7 @@ class Reading:
     pci: str
     memory_total_bytes: int | None = None
     memory_used_bytes: int | None = None
+    memory_free_bytes: int | None = None
     temperature_celsius: float | None = None
     power_watts: float | None = None
     utilization: float | None = None
@@ -57,9 +62,13 @@ class GpuWatch:
         self._readings: list[Reading] = []
         self._at = 0.0
 
-    def watch(self, addresses: Iterable[str]) -> None:
-        """Begin, if there is a PCI address at all; later calls change nothing."""
-        wanted = sorted({address for each in addresses if (address := canonical(each))})
+    def watch(self, totals: Mapping[str, int | None]) -> None:
+        """Begin, if there is a PCI address at all; later calls change nothing.
+
+        Args:
+            totals: by PCI address: bytes of memory, as OpenCL reports it.
+        """
+        wanted = {address: total for each, total in totals.items() if (address := canonical(each))}
         if wanted and not self._started.is_set():
             self._started.set()
             threads.start(self._run, "gpu", wanted)
@@ -68,12 +77,14 @@ class GpuWatch:
         """The latest readings, none if they are old."""
         return self._readings if time.monotonic() - self._at < STALE_S else []
 
-    def _run(self, wanted: list[str]) -> None:
+    def _run(self, wanted: Mapping[str, int | None]) -> None:
         nvml = Nvml.open()
         while True:
-            found = [
-                reading for address in wanted if (reading := _amd(address) or (nvml and nvml.read(address)))
-            ]
+            found = []
+            for address, total in sorted(wanted.items()):
+                reading = _amd(address) or (nvml and nvml.read(address)) or _intel(address, total)
+                if reading is not None:
+                    found.append(reading)
             self._readings, self._at = found, time.monotonic()
             time.sleep(self._interval_s)
 
@@ -123,6 +134,7 @@ class Nvml:
             pci=address,
             memory_total_bytes=None if memory is None else memory.total,
             memory_used_bytes=None if memory is None else memory.used,
+            memory_free_bytes=None if memory is None else memory.free,
             temperature_celsius=self._ask(
                 library.nvmlDeviceGetTemperature, handle, library.NVML_TEMPERATURE_GPU
             ),
@@ -149,7 +161,7 @@ def _amd(address: str, root: Path = _SYSFS) -> Reading | None:
         except (OSError, ValueError):
             return None
 
-    total = number(base / "mem_info_vram_total")
+    total, used = number(base / "mem_info_vram_total"), number(base / "mem_info_vram_used")
     if total is None:
         return None
     monitor = next(iter(sorted(base.glob("hwmon/hwmon*"))), base / "hwmon")
@@ -162,9 +174,35 @@ def _amd(address: str, root: Path = _SYSFS) -> Reading | None:
     return Reading(
         pci=address,
         memory_total_bytes=total,
-        memory_used_bytes=number(base / "mem_info_vram_used"),
+        memory_used_bytes=used,
+        memory_free_bytes=None if used is None else max(0, total - used),
         temperature_celsius=None if temperature is None else temperature / 1000,
         power_watts=None if power is None else power / 1e6,
         utilization=None if busy is None else busy / 100,
         clocks={name: value for name, value in clocks.items() if value is not None},
+    )
+
+
+def _intel(
+    address: str, total_bytes: int | None, root: Path = _SYSFS, processes: Path = proc.ROOT
+) -> Reading | None:
+    """A reading from what xe or i915 report of the GPU's clients, None for a GPU of another driver.
+
+    Args:
+        total_bytes: as OpenCL reports it, since neither driver has a file that tells.
+    """
+    try:
+        driver = (root / address / "driver").readlink().name
+    except OSError:
+        return None
+    if driver not in drmclients.DRIVERS:
+        return None
+    used = drmclients.used_bytes(address, processes)
+    if used is None:
+        return None
+    return Reading(
+        pci=address,
+        memory_total_bytes=total_bytes,
+        memory_used_bytes=used,
+        memory_free_bytes=None if total_bytes is None else max(0, total_bytes - used),
     )

@@ -179,6 +179,13 @@ METRICS: tuple[MetricInfo, ...] = (
         ("pci",),
         "where its driver tells",
     ),
+    MetricInfo(
+        "vramblk_gpu_memory_free_bytes",
+        GAUGE,
+        "Memory of the GPU that nobody uses.",
+        ("pci",),
+        "where its driver tells",
+    ),
     MetricInfo("vramblk_gpu_temperature_celsius", GAUGE, "Temperature.", ("pci",), "where its driver tells"),
     MetricInfo("vramblk_gpu_power_watts", GAUGE, "Power.", ("pci",), "where its driver tells"),
     MetricInfo(

@@ -223,6 +223,7 @@ class Metrics(Collector):
         for name, attribute in (
             ("vramblk_gpu_memory_total_bytes", "memory_total_bytes"),
             ("vramblk_gpu_memory_used_bytes", "memory_used_bytes"),
+            ("vramblk_gpu_memory_free_bytes", "memory_free_bytes"),
             ("vramblk_gpu_temperature_celsius", "temperature_celsius"),
             ("vramblk_gpu_power_watts", "power_watts"),
             ("vramblk_gpu_utilization_ratio", "utilization"),

@@ -92,7 +92,7 @@ def _accept_until_end(
         socket_files.look()
         if not watched and (export_table := shared.control.export_table()):
             devices = [device_of(export) for export in export_table["exports"]]
-            gpus.watch(str(device["pci"]) for device in devices if device["pci"])
+            gpus.watch({str(each["pci"]): each.get("device_memory_bytes") for each in devices if each["pci"]})
             watched = True
 
 
