@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tools import generated
 from tools.variables import FOREIGN_VARIABLES
-from vramblk.config.options import BY_ENTRY_KEY, GROUPS, OPTIONS, Option
+from vramblk.config.options import BY_ENTRY_KEY, GROUPS, MAXIMUM_EXPORTS, OPTIONS, Option
 
 BEGIN = "<!-- options: made by `python -m tools.docsgen` -->"
 END = "<!-- end of options -->"
@@ -50,7 +50,7 @@ def options_page() -> str:
     for group in GROUPS:
         parts.append(f"## {group}\n")
         parts += [_section(option) for option in OPTIONS if option.group == group]
-    parts.append(_EXPORTS.format(keys=", ".join(f"`{key}`" for key in BY_ENTRY_KEY)))
+    parts.append(_EXPORTS.format(most=MAXIMUM_EXPORTS, keys=", ".join(f"`{key}`" for key in BY_ENTRY_KEY)))
     rows = [f"| `{v.name}` | {v.user} | {v.default or 'none'} | {_cell(v.help)} |" for v in FOREIGN_VARIABLES]
     parts.append("\n".join([_FOREIGN, *rows, ""]))
     return "\n".join(parts)
@@ -141,7 +141,22 @@ An entry may have {keys}.
 What it leaves out is taken from the top level of the file (`max_connections` from
 `export_max_connections`), then from the default. A flag or variable overrides the entries, as it
 overrides everything in the file; the event `exports_overridden` and `vramblk check` warn of it. One export
-in mode swap makes the whole server a swap server. Two exports of one name are an error.
+in mode swap makes the whole server a swap server. Two exports of one name are an error. With all slices there
+may be {most}.
+
+## Slices
+
+`--slices N` serves N exports of equal size instead of one. Their names are the export's name, a hyphen and a
+number from 0: `--slices 4` serves `vram-0`, `vram-1`, `vram-2` and `vram-3`. With one slice, the default, the
+name stays `vram`. The names are the same at each start.
+
+    vramblk --size 8G --slices 4 --listen-addr unix:/run/vramblk/nbd.sock
+    nbd-client -unix /run/vramblk/nbd.sock /dev/nbd2 -N vram-2
+
+- The slices together have `--size`: here each is 2 GiB. A share is rounded to 4 KiB.
+- `%` and `max` are divided likewise: `--size max --slices 4` makes each slice a quarter of what is free.
+- The slices of a `map:` device lie one behind the other in it.
+- Clients that ask for the empty name get the first slice.
 """
 
 _FOREIGN = """## Variables of others

@@ -88,6 +88,7 @@ SAMPLES: dict[str, tuple[str, Any, str]] = {
     # option: a good value, what it becomes, a bad value
     "size": ("64M", size(64), "64X"),
     "export_name": ("gpu", "gpu", "x" * 4097),
+    "slices": ("1", 1, "65"),
     "mode": ("swap", "swap", "fast"),
     "read_only": ("yes", True, "maybe"),
     "device": ("0000:01:00.0", "0000:01:00.0", "map:relative"),
@@ -243,6 +244,35 @@ def test_several_exports(config: Callable[[str], str]) -> None:
     assert "size" not in shown
 
 
+def test_slices_are_exports_of_equal_size(config: Callable[[str], str]) -> None:
+    """Their names are numbered from 0; one slice keeps the name; together they have the size that was given."""
+    found = load("--slices", "3", "--size", "10M").exports
+    assert [(each.name, each.slices, each.slice) for each in found] == [
+        ("vram-0", 3, 0), ("vram-1", 3, 1), ("vram-2", 3, 2)
+    ]  # fmt: skip
+    (slice_size,) = {each.size for each in found}
+    assert (10 << 20) <= 3 * slice_size.amount < (10 << 20) + 3 * 4096 and slice_size.amount % 4096 == 0
+    assert [each.name for each in load("--slices", "1").exports] == ["vram"]
+    path = config("exports: [{name: a, slices: 2, size: 50%}, {name: b, size: 1M}]")
+    found = load("--config", path).exports
+    assert [each.name for each in found] == ["a-0", "a-1", "b"]
+    assert found[0].size.resolve(8 << 20) == 2 << 20
+    assert str(found[0].size) == "50% / 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("exports: [{name: a, slices: 2}, {name: a-1}]", ["'a-1'", "exports[0] has it too"]),
+        ("exports: [{name: a, slices: 40}, {name: b, slices: 40}]", ["80 exports", "at most 64"]),
+        (f"slices: 2\nexport_name: {'x' * 4095}", ["too long with the number of its slice"]),
+    ],
+)
+def test_slices_that_cannot_be(text: str, parts: list[str], config: Callable[[str], str]) -> None:
+    message = refused("--config", config(text))
+    assert all(part in message for part in parts), message
+
+
 def test_stronger_sources_override_entries(config: Callable[[str], str]) -> None:
     settings = load("--config", config(EXPORTS), "--size", "8M", VRAMBLK_DEVICE="1")
     assert [(export.size, export.device) for export in settings.exports] == [(size(8), "1")] * 2
@@ -279,7 +309,7 @@ def test_export_named_twice(config: Callable[[str], str]) -> None:
         ("frobnicate: 1", ["'frobnicate' in", "line 1; allowed: size"]),
         ("\n\nexport-nam: x", ["'export-nam'", "line 3", "nearest is export_name"]),
         ("exports: [{siz: 1M}]", ["'siz'", "exports[0]", "nearest is size"]),
-        ("exports: [{workers: 1}]", ["'workers'", "name, mode"]),
+        ("exports: [{workers: 1}]", ["'workers'", "name, slices, mode"]),
         ("size: 1M\nsize: 2M", ["size stands twice", "line 2"]),
         ("read_only: on\nread-only: off", ["read_only stands twice"]),
         ("exports: []", ["exports"]),

@@ -60,7 +60,7 @@ def _mapped_device(export: ExportSettings, map_overwrite: bool) -> Requirement:
             length = maptarget.known_length(path, descriptor)
         finally:
             os.close(descriptor)
-        size_bytes = maptarget.export_size(path, length, export.size)
+        size_bytes = maptarget.export_size(path, length, export.size, export.slices)
     except StartupError as error:
         return refusal("device", error)
     except OSError as error:
@@ -70,9 +70,14 @@ def _mapped_device(export: ExportSettings, map_overwrite: bool) -> Requirement:
 
 
 def _new_ram_bytes(export: ExportSettings) -> int:
-    """System RAM that a ``map:`` device will take; 0 if it takes none or will be refused anyway."""
+    """System RAM that a ``map:`` device will take; 0 if it takes none or will be refused anyway.
+
+    The first of several slices counts for all.
+    """
+    if export.slice:
+        return 0
     try:
-        return maptarget.new_ram_bytes(export.mapped_path or "", export.size)
+        return maptarget.new_ram_bytes(export.mapped_path or "", export.size, export.slices)
     except StartupError:
         return 0
 

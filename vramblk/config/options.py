@@ -29,6 +29,7 @@ _BOOLEANS = {
     "off": False,
 }
 MAXIMUM_NAME_BYTES = 4096  # "Values": a string of the NBD protocol
+MAXIMUM_EXPORTS = 64
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1024}", re.ASCII)
 
 
@@ -185,6 +186,11 @@ OPTIONS: tuple[Option, ...] = (
         "export_name", "Export", "Name of the export. Clients that ask for the empty name get the first.",
         _parse_export_name, "1 to 4096 bytes of UTF-8", "NAME", default="vram", short="-e", per_export=True,
     ),
+    Option(
+        "slices", "Export",
+        "Serve this many exports of equal size instead of one: NAME-0, NAME-1 and so on, together of --size.",
+        _integer(1, MAXIMUM_EXPORTS), f"1 to {MAXIMUM_EXPORTS}", "N", default="1", per_export=True,
+    ),
     _boolean(
         "unique_names", "Export",
         "Add a suffix to each name that changes at every start, so a client of an earlier start is refused.",
@@ -287,4 +293,3 @@ GROUPS = tuple(dict.fromkeys(option.group for option in OPTIONS))
 
 EXPORTS_KEY = "exports"
 EXPORTS_HELP = "several exports; an entry may hold " + ", ".join(BY_ENTRY_KEY)
-MAXIMUM_EXPORTS = 64

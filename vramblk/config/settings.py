@@ -32,6 +32,7 @@ class ExportSettings:
         device: index, part of a name, PCI address or ``map:/path``; None for the first GPU.
         mode: "scratch" or "swap".
         max_connections: as given; ``places`` is what counts.
+        slices: how many exports of equal size were made of one, of which this is number ``slice``, from 0.
     """
 
     name: str
@@ -41,6 +42,8 @@ class ExportSettings:
     mode: str
     read_only: bool
     max_connections: int | None = None
+    slices: int = 1
+    slice: int = 0
 
     @property
     def places(self) -> int | None:
@@ -56,6 +59,16 @@ class ExportSettings:
         if self.device is None or not self.device.startswith("map:"):
             return None
         return self.device.removeprefix("map:")
+
+    def sliced(self) -> tuple[ExportSettings, ...]:
+        """The exports that ``slices`` makes of this one: NAME-0 and so on; a single one keeps its name."""
+        if self.slices == 1:
+            return (self,)
+        size = self.size.divided(self.slices)
+        return tuple(
+            replace(self, name=f"{self.name}-{number}", size=size, slice=number)
+            for number in range(self.slices)
+        )
 
 
 @dataclass(frozen=True)
@@ -180,7 +193,8 @@ def resolve(namespace: argparse.Namespace, environ: Mapping[str, str]) -> Settin
         for option in OPTIONS
     }
     exports, shown = _exports(file, strong, given, values)
-    _check_names(exports, given["unique_names"] if values["unique_names"] else None)
+    _check_names(exports)
+    _check_unique_names(exports, given["unique_names"] if values["unique_names"] else None)
     _check_tls(values, given)
 
     own = [option for option in OPTIONS if file.exports is None or not option.per_export]
@@ -225,14 +239,15 @@ def _exports(
     """
     fields = {option.name for option in BY_ENTRY_KEY.values()}
     if file.exports is None:
-        return (_export({name: values[name] for name in fields}),), []
+        return _export({name: values[name] for name in fields}).sliced(), []
     if len(file.exports) > MAXIMUM_EXPORTS:
         count = f"{len(file.exports)} exports"
         raise ConfigError(f"exports ({file.path} key exports): {count}; allowed: at most {MAXIMUM_EXPORTS}")
     name_for_all = strong.get("export_name")
     if name_for_all and len(file.exports) > 1:
         raise name_for_all.refuse(f"one name for the {len(file.exports)} exports of {file.path}")
-    exports, shown = [], []
+    exports: list[ExportSettings] = []
+    shown = []
     first_use: dict[str, int] = {}
     for index, entry in enumerate(file.exports):
         in_entry = ChainMap(*strong.maps, entry, *given.maps)
@@ -241,14 +256,17 @@ def _exports(
             found = in_entry.get(option.name)
             mixed[option.name] = found.value if found else values[option.name]
             shown.append(_show(option, f"exports[{index}].{key}", found, {}))
-        export = _export(mixed)
-        if export.name in first_use:
-            raise ConfigError(
-                f"export_name = {sources.quote(export.name)} ({file.path} key exports[{index}].name): "
-                f"exports[{first_use[export.name]}] has it too; allowed: a different name for each export"
-            )
-        first_use[export.name] = index
-        exports.append(export)
+        for export in _export(mixed).sliced():
+            if export.name in first_use:
+                raise ConfigError(
+                    f"export_name = {sources.quote(export.name)} ({file.path} key exports[{index}].name): "
+                    f"exports[{first_use[export.name]}] has it too; allowed: a different name for each export"
+                )
+            first_use[export.name] = index
+            exports.append(export)
+    if len(exports) > MAXIMUM_EXPORTS:
+        count = f"{len(exports)} exports with all slices"
+        raise ConfigError(f"exports ({file.path} key exports): {count}; allowed: at most {MAXIMUM_EXPORTS}")
     return tuple(exports), shown
 
 
@@ -273,7 +291,18 @@ def _export(values: Mapping[str, Any]) -> ExportSettings:
     return ExportSettings(**renamed)
 
 
-def _check_names(exports: Sequence[ExportSettings], unique: Given | None) -> None:
+def _check_names(exports: Sequence[ExportSettings]) -> None:
+    """Whether the names are short enough with the numbers of their slices."""
+    for export in exports:
+        if len(export.name.encode()) > MAXIMUM_NAME_BYTES:
+            name = sources.quote(export.name)
+            raise ConfigError(
+                f"export_name = {name}: too long with the number of its slice; "
+                f"allowed: {MAXIMUM_NAME_BYTES} bytes with the number"
+            )
+
+
+def _check_unique_names(exports: Sequence[ExportSettings], unique: Given | None) -> None:
     """Whether the names can have a suffix, if one was asked for."""
     if unique is None:
         return

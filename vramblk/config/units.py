@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import Enum
 
@@ -49,11 +49,21 @@ class Size:
     Attributes:
         amount: bytes or percent; 0 for MAX.
         rounded_from: bytes that were asked for, if ``amount`` is more.
+        parts: a percentage, or max, is of so many exports together; always 1 for bytes.
     """
 
     kind: SizeKind
     amount: Decimal = Decimal(0)
     rounded_from: int | None = field(default=None, compare=False)
+    parts: int = 1
+
+    def divided(self, parts: int) -> Size:
+        """The size of each of so many equal exports; bytes are rounded up to 4 KiB."""
+        if self.kind is not SizeKind.BYTES:
+            return replace(self, parts=self.parts * parts)
+        part = -(-int(self.amount) // (parts * _ALIGNMENT)) * _ALIGNMENT
+        asked = -(-(self.rounded_from or int(self.amount)) // parts)
+        return Size(SizeKind.BYTES, Decimal(part), None if asked == part else asked)
 
     def resolve(self, usable_bytes: int, allocation_unit: int = _ALIGNMENT) -> int:
         """Bytes of an export on a device that can give ``usable_bytes``, rounded down to the unit.
@@ -63,8 +73,8 @@ class Size:
         """
         wanted = {
             SizeKind.BYTES: self.amount,
-            SizeKind.PERCENT: usable_bytes * self.amount / 100,
-            SizeKind.MAX: Decimal(usable_bytes),
+            SizeKind.PERCENT: usable_bytes * self.amount / (100 * self.parts),
+            SizeKind.MAX: Decimal(usable_bytes) / self.parts,
         }[self.kind]
         size_bytes = int(wanted) // allocation_unit * allocation_unit
         if wanted > usable_bytes:
@@ -75,10 +85,9 @@ class Size:
         return size_bytes
 
     def __str__(self) -> str:
-        if self.kind is SizeKind.MAX:
-            return "max"
-        if self.kind is SizeKind.PERCENT:
-            return f"{self.amount.normalize():f}%"
+        if self.kind is not SizeKind.BYTES:
+            whole = "max" if self.kind is SizeKind.MAX else f"{self.amount.normalize():f}%"
+            return whole if self.parts == 1 else f"{whole} / {self.parts}"
         return format_bytes(int(self.amount))
 
 

@@ -40,22 +40,27 @@ def open_memories(
         slabs = [window.slab.nbytes for window in windows]
         systemram.require_room(
             sum(
-                maptarget.new_ram_bytes(export.mapped_path, export.size)
+                maptarget.new_ram_bytes(export.mapped_path, export.size, export.slices)
                 for export in exports
-                if export.mapped_path is not None
+                if export.mapped_path is not None and not export.slice
             ),
             systemram.server_bytes(slabs, opencl=False),
         )
+        target: maptarget.MapTarget | None = None
         for index, export in enumerate(exports):
             if export.mapped_path is not None:
                 from .mapped import MappedMemory
 
-                opened[index] = MappedMemory(
+                mapped = opened[index] = MappedMemory(
                     export.mapped_path,
                     export.size,
                     map_overwrite=map_overwrite,
                     verify_reads=verify_reads,
+                    target=target if export.slice else None,  # slices stand one behind the other
+                    slices=export.slices,
+                    slice=export.slice,
                 )
+                target = mapped.target
         on_devices = {index: export for index, export in enumerate(exports) if export.mapped_path is None}
         if on_devices:
             from .placing import open_on_devices

@@ -45,6 +45,8 @@ class MappedMemory:
     """See ``base.Memory``.
 
     Args:
+        target: what is mapped already for other slices of the same path; None: map it.
+        slices: how many exports share the path; this is number ``slice``.
         verify_reads: keep checksums; see ``checksums``.
         maximum_arena: bytes; less than the columns' own limit for tests of many arenas.
 
@@ -60,11 +62,15 @@ class MappedMemory:
         map_overwrite: bool = False,
         verify_reads: bool = False,
         maximum_arena: int = MAXIMUM_ARENA_BYTES,
+        target: MapTarget | None = None,
+        slices: int = 1,
+        slice: int = 0,
     ) -> None:
-        self._target: MapTarget = open_target(path, size, map_overwrite=map_overwrite)
-        self.size_bytes = self._target.size_bytes
+        self.target = target or open_target(path, size, map_overwrite=map_overwrite, slices=slices)
+        self.size_bytes = self.target.size_bytes
         self.arena_bytes = plan_arenas(self.size_bytes, maximum_arena)[0]
-        self._bytes = memoryview(self._target.mapping)[: self.size_bytes]
+        self._start = slice * self.size_bytes
+        self._bytes = memoryview(self.target.mapping)[self._start : self._start + self.size_bytes]
         self._zeroes = bytes(_CHUNK)
         self._slabs: list[Any] = []
         self._columns: list[Any] = []
@@ -78,14 +84,14 @@ class MappedMemory:
     @property
     def description(self) -> dict[str, Any]:
         return {
-            "description": f"{self._target.kind} {self._target.path}",
+            "description": f"{self.target.kind} {self.target.path}",
             "memory": "mapped",
-            "device": f"map:{self._target.path}",
-            "device_type": self._target.kind,
+            "device": f"map:{self.target.path}",
+            "device_type": self.target.kind,
             "platform": "none",
             "vendor": "none",
             "driver": "none",
-            "pci_address": self._target.pci_address,
+            "pci_address": self.target.pci_address,
             "platform_index": None,
             "device_index": None,
             "device_memory_bytes": self.size_bytes,
@@ -105,7 +111,7 @@ class MappedMemory:
     def copies(self) -> Copies | None:
         if self._checksums is not None:
             return None
-        address = np.frombuffer(self._target.mapping, np.uint8).ctypes.data
+        address = np.frombuffer(self.target.mapping, np.uint8).ctypes.data + self._start
         return MappedCopies(
             self.size_bytes, self.arena_bytes, [address],
             lambda status: DeviceError(errno.EINVAL, f"a copy outside of the memory ({status})"),
@@ -204,7 +210,7 @@ class MappedMemory:
         if self._checksums is not None:
             self._checksums.close()
         self._bytes.release()
-        self._target.close()
+        self.target.close()
 
 
 _Requests = Sequence[tuple[memoryview, Sequence[_Request]]]

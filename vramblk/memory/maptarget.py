@@ -34,7 +34,8 @@ class MapTarget:
 
     Attributes:
         kind: "character device", "PCI BAR", "file" or "tmpfs file" and the like.
-        size_bytes: of the export; the mapping may be longer.
+        size_bytes: of each export; the mapping may be longer than all of them.
+        users: exports that lie here; with the last that closes, the mapping goes.
     """
 
     path: str
@@ -43,14 +44,21 @@ class MapTarget:
     size_bytes: int
     mapping: mmap.mmap
     descriptor: int
+    users: int
 
     def close(self) -> None:
-        self.mapping.close()
-        os.close(self.descriptor)
+        """One of the exports needs it no more."""
+        self.users -= 1
+        if not self.users:
+            self.mapping.close()
+            os.close(self.descriptor)
 
 
-def open_target(path: str, size: Size, *, map_overwrite: bool = False) -> MapTarget:
+def open_target(path: str, size: Size, *, map_overwrite: bool = False, slices: int = 1) -> MapTarget:
     """Check, measure, lock and map a path.
+
+    Args:
+        size: of each of so many ``slices``.
 
     Raises:
         PreconditionError: it is refused; says why, and what would show or change it.
@@ -65,16 +73,16 @@ def open_target(path: str, size: Size, *, map_overwrite: bool = False) -> MapTar
     try:
         _lock(path, descriptor)
         length = known_length(path, descriptor)
-        size_bytes = export_size(path, length, size)
+        size_bytes = export_size(path, length, size, slices)
         if stat.S_ISREG(os.fstat(descriptor).st_mode) and kind != "PCI BAR":
-            _reserve(path, descriptor, size_bytes)
-        mapping = _map(path, descriptor, length or size_bytes)
+            _reserve(path, descriptor, size_bytes * slices)
+        mapping = _map(path, descriptor, length or size_bytes * slices)
         if not length:
-            _refuse_unless_reachable(path, mapping, size_bytes)
+            _refuse_unless_reachable(path, mapping, size_bytes * slices)
     except BaseException:
         os.close(descriptor)
         raise
-    return MapTarget(path, kind, _pci_address(path), size_bytes, mapping, descriptor)
+    return MapTarget(path, kind, _pci_address(path), size_bytes, mapping, descriptor, users=slices)
 
 
 def check_target(path: str, *, map_overwrite: bool) -> str:
@@ -139,8 +147,8 @@ def refuse_bound_driver(path: str, device_directory: Path, address: str) -> None
         )
 
 
-def export_size(path: str, length: int, size: Size) -> int:
-    """Bytes of the export on a target of ``length`` bytes, 0 where it has no length.
+def export_size(path: str, length: int, size: Size, slices: int = 1) -> int:
+    """Bytes of each of so many exports on a target of ``length`` bytes, 0 where it has no length.
 
     Raises:
         PreconditionError: a share of an unknown length, or more than there is.
@@ -152,15 +160,18 @@ def export_size(path: str, length: int, size: Size) -> int:
             )
         return int(size.amount)
     try:
-        return size.resolve(length)
+        size_bytes = size.resolve(length)
+        if size_bytes * slices > length:
+            raise ValueError(f"{slices} slices of {format_size(size_bytes)} are more than that")
+        return size_bytes
     except ValueError as error:
         raise PreconditionError(
             f"map:{path} is {format_size(length)} long: {error}; give a smaller size, or max"
         ) from None
 
 
-def new_ram_bytes(path: str, size: Size) -> int:
-    """System RAM that an export will take and its file does not hold yet; 0 unless it is on tmpfs.
+def new_ram_bytes(path: str, size: Size, slices: int = 1) -> int:
+    """System RAM that so many exports will take and their file does not hold yet; 0 unless it is on tmpfs.
 
     Raises:
         PreconditionError: the size is beyond the file.
@@ -173,7 +184,7 @@ def new_ram_bytes(path: str, size: Size) -> int:
         return 0
     if not status.st_size:
         return 0
-    return max(0, export_size(path, status.st_size, size) - status.st_blocks * 512)
+    return max(0, export_size(path, status.st_size, size, slices) * slices - status.st_blocks * 512)
 
 
 def known_length(path: str, descriptor: int) -> int:

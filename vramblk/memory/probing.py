@@ -7,6 +7,7 @@ touched. So it is tried: buffers are made and zeroed until the device refuses, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -92,7 +93,8 @@ def share(sizes: Sequence[Size], usable: Callable[[], int]) -> list[int]:
     """Bytes for each export of one device.
 
     Sizes in bytes are taken as they are, percentages are of ``usable()``, and those that say max
-    share equally what the others leave. ``usable`` is asked only if a size needs it.
+    share equally what the others leave. Slices have together what one export would have. ``usable``
+    is asked only if a size needs it.
 
     Raises:
         ValueError: together more than the device can give, or one less than 4096 bytes.
@@ -105,8 +107,8 @@ def share(sizes: Sequence[Size], usable: Callable[[], int]) -> list[int]:
     if left < 0:
         wanted = ", ".join(map(str, sizes))
         raise ValueError(f"sizes {wanted} are together more than the {format_size(total)} there are")
-    greedy = sum(size.kind is SizeKind.MAX for size in sizes)
+    greedy = sum(Fraction(1, size.parts) for size in sizes if size.kind is SizeKind.MAX)
     return [
-        size.resolve(left // greedy, _UNIT) if size.kind is SizeKind.MAX else bytes_
+        size.resolve(int(left / greedy), _UNIT) if size.kind is SizeKind.MAX else bytes_
         for size, bytes_ in zip(sizes, granted, strict=True)
     ]

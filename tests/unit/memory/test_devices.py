@@ -176,6 +176,9 @@ def test_shares() -> None:
     sizes = [parse_size(text) for text in ("1G", "50%", "max", "max")]
     assert probing.share(sizes, lambda: 8 * GIB) == [GIB, 4 * GIB, 3 * GIB // 2, 3 * GIB // 2]
     assert probing.share([parse_size("3G")], lambda: 1 // 0) == [3 * GIB]
+    slices = [parse_size("max").divided(3)] * 3
+    assert probing.share([*slices, parse_size("max")], lambda: 6 * GIB) == [GIB, GIB, GIB, 3 * GIB]
+    assert probing.share([parse_size("50%").divided(2)] * 2, lambda: 8 * GIB) == [2 * GIB, 2 * GIB]
     with pytest.raises(ValueError, match="sizes 60%, 60% are together more than the 1 GiB there are"):
         probing.share([parse_size("60%"), parse_size("60%")], lambda: GIB)
     with pytest.raises(ValueError):

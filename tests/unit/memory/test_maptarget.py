@@ -9,12 +9,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vramblk.config.settings import ExportSettings
 from vramblk.config.units import parse_size
 from vramblk.errors import PreconditionError
 from vramblk.memory import maptarget, open_memories
+from vramblk.memory.base import Pattern
 from vramblk.memory.mapped import MappedMemory
 
 MIB = 1 << 20
@@ -48,6 +50,34 @@ def test_beyond_the_file(in_ram: Path) -> None:
     """A size beyond the file is refused, and its content stays."""
     with pytest.raises(PreconditionError, match="4 MiB"):
         opened(in_ram, "5M")
+    assert in_ram.read_bytes() == b"x" * (4 * MIB)
+
+
+@pytest.mark.parametrize(("size", "expected"), [("2M", MIB), ("max", 2 * MIB), ("50%", MIB)])
+def test_slices_share_one_mapping(in_ram: Path, size: str, expected: int) -> None:
+    """Each has its own part of the file; the mapping goes with the last of them."""
+    exports = ExportSettings("vram", parse_size(size), None, f"map:{in_ram}", "scratch", False, slices=2).sliced()
+    first, second = open_memories(exports, [], allow_cpu=False, map_overwrite=False)
+    assert isinstance(first, MappedMemory) and isinstance(second, MappedMemory)
+    assert first.size_bytes == second.size_bytes == expected
+    second.fill(0, expected, Pattern.ADDRESS)
+    assert in_ram.read_bytes()[:expected] == bytes(expected)
+    assert second.mismatches(0, expected, Pattern.ADDRESS) == []
+    copies = second.copies()
+    assert copies is not None
+    buffer = np.zeros(4096, np.uint8)
+    assert copies.read(4096, 4096, buffer.ctypes.data) == 0
+    assert bytes(buffer) == in_ram.read_bytes()[expected + 4096 : expected + 8192]
+    first.close()
+    assert second.mismatches(0, expected, Pattern.ADDRESS) == []
+    second.close()
+    assert second.target.mapping.closed
+
+
+def test_slices_beyond_the_file(in_ram: Path) -> None:
+    exports = ExportSettings("vram", parse_size("5M"), None, f"map:{in_ram}", "scratch", False, slices=2).sliced()
+    with pytest.raises(PreconditionError, match="2 slices of"):
+        open_memories(exports, [], allow_cpu=False, map_overwrite=False)
     assert in_ram.read_bytes() == b"x" * (4 * MIB)
 
 
