@@ -157,6 +157,21 @@ name stays `vram`. The names are the same at each start.
 - `%` and `max` are divided likewise: `--size max --slices 4` makes each slice a quarter of what is free.
 - The slices of a `map:` device lie one behind the other in it.
 - Clients that ask for the empty name get the first slice.
+
+## All GPUs
+
+`--device all` serves the same on each GPU that `vramblk devices` shows, or on each of `--platform N`. The
+names are the export's name, `-gpu` and a number from 0, in the order of `vramblk devices`, also on a machine
+with one GPU. With slices: `vram-gpu0-0`, `vram-gpu0-1`, `vram-gpu1-0` and so on.
+
+    vramblk --device all --size 50% --slices 4
+
+- `--size` is for each GPU, `%` and `max` too: here half of each.
+- A GPU that two runtimes offer counts once, for the first of them.
+- A GPU that cannot be used is an error (exit 78). Name the others in a YAML file then.
+- Without any GPU, `--allow-cpu` serves each CPU device: `vram-cpu0`.
+- To give GPUs different sizes or names, list them under `exports`.
+- The second GPU's copies are slower on NVIDIA (event `unpinned`): its driver pins memory for one device only.
 """
 
 _FOREIGN = """## Variables of others

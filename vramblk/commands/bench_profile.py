@@ -25,6 +25,7 @@ from ..errors import ConfigError, PreconditionError, RuntimeFailure, StartupErro
 from ..shared import stages
 from ..shared.spin import spin_ns
 from ..shared.stages import Snapshot, Stage, StageTimes
+from ..supervisor.devicelist import with_all_devices
 from ..supervisor.failures import startup_error
 from ..supervisor.sizing import window_layouts
 from ..system import kernel, logs
@@ -162,6 +163,7 @@ def _filled(row: Profile, iops: float, found: Snapshot) -> Profile:
 @contextmanager
 def _server(settings: Settings) -> Iterator[tuple[StageTimes, Target]]:
     """A server of these settings, ready and recording; it ends with the block."""
+    settings = with_all_devices(settings)
     mapped = [export.device for export in settings.exports if export.mapped_path is not None]
     if mapped:
         raise PreconditionError(

@@ -27,7 +27,7 @@ def of_devices(settings: Settings) -> Iterator[Requirement]:
     if not opencl:
         yield Requirement("loader", OK, "not needed: every export is a map: device")
         return
-    from ..memory import caches, devices, passthrough
+    from ..memory import alldevices, caches, devices, passthrough
 
     try:
         loader = devices.load_opencl()
@@ -44,6 +44,13 @@ def of_devices(settings: Settings) -> Iterator[Requirement]:
         )
         return
     yield Requirement("platforms", OK, ", ".join(dict.fromkeys(device.platform for device in found)))
+    if settings.on_all_devices:
+        try:
+            settings = settings.placed(alldevices.places(settings, found))
+        except StartupError as error:
+            yield refusal("device", error)
+            return
+        opencl = [export for export in settings.exports if export.mapped_path is None]
     in_ram: list[int] = []
     for export in opencl:
         yield from _opencl_device(export, found, settings, in_ram)

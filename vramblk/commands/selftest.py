@@ -18,7 +18,7 @@ from typing import Any
 from ..config.settings import Settings
 from ..config.units import format_size
 from ..errors import RuntimeFailure
-from ..memory import open_memories
+from ..memory import alldevices, devices, open_memories
 from ..memory.base import DeviceError, Memory, Pattern
 
 _STEP_BYTES = 1 << 30
@@ -60,6 +60,8 @@ def run(settings: Settings, passes: int, json: bool) -> int:
         PreconditionError: no such device, or the size is beyond it.
         RuntimeFailure: the device failed while it was being set up.
     """
+    if settings.on_all_devices:
+        settings = settings.placed(alldevices.places(settings, devices.discover()))
     bar: AbstractContextManager[_Progress] = nullcontext(_silent)
     if not json and sys.stdout.isatty():
         bar = _Bar()

@@ -30,6 +30,7 @@ _BOOLEANS = {
 }
 MAXIMUM_NAME_BYTES = 4096  # "Values": a string of the NBD protocol
 MAXIMUM_EXPORTS = 64
+ALL_DEVICES = "all"
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1024}", re.ASCII)
 
 
@@ -203,8 +204,10 @@ OPTIONS: tuple[Option, ...] = (
     _boolean("read_only", "Export", "Refuse writes.", per_export=True),
     Option(
         "device", "Device",
-        "Index, part of the name, or PCI address of the device; or map:/path for memory outside OpenCL.",
-        _parse_device, "an index such as 0, part of a name, a PCI address such as 0000:01:00.0, or map:/path",
+        "Index, part of the name, or PCI address of the device; all: the same export on each GPU, --size "
+        "for each; map:/path: memory outside OpenCL.",
+        _parse_device,
+        "an index such as 0, part of a name, a PCI address such as 0000:01:00.0, all, or map:/path",
         "DEVICE", default_note="first GPU of any platform", short="-d", per_export=True,
     ),
     Option(

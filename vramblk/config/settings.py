@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from . import sources
-from .options import BY_ENTRY_KEY, MAXIMUM_EXPORTS, MAXIMUM_NAME_BYTES, OPTIONS, Option
+from .options import ALL_DEVICES, BY_ENTRY_KEY, MAXIMUM_EXPORTS, MAXIMUM_NAME_BYTES, OPTIONS, Option
 from .sources import ConfigFile, Given
 from .units import Address, Size, TcpAddress, UnixAddress
 from .variables import unknown_variables
@@ -21,6 +21,8 @@ DEFAULT_SOURCE = "default"
 #: What options are given, by name; where a name stands in several sources, the first of the maps counts.
 GivenByName = ChainMap[str, Given]
 _LIFE_BYTES = 4
+#: Index of a platform, index of a device on it, and GPU or CPU.
+DevicePlace = tuple[int, int, str]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class ExportSettings:
 
     Attributes:
         platform: index of the OpenCL platform, None for any.
-        device: index, part of a name, PCI address or ``map:/path``; None for the first GPU.
+        device: index, part of a name, PCI address, ``map:/path`` or ``all``; None for the first GPU.
         mode: "scratch" or "swap".
         max_connections: as given; ``places`` is what counts.
         slices: how many exports of equal size were made of one, of which this is number ``slice``, from 0.
@@ -61,8 +63,11 @@ class ExportSettings:
         return self.device.removeprefix("map:")
 
     def sliced(self) -> tuple[ExportSettings, ...]:
-        """The exports that ``slices`` makes of this one: NAME-0 and so on; a single one keeps its name."""
-        if self.slices == 1:
+        """The exports that ``slices`` makes of this one: NAME-0 and so on; a single one keeps its name.
+
+        One on all devices stays whole until it is known which those are.
+        """
+        if self.slices == 1 or self.device == ALL_DEVICES:
             return (self,)
         size = self.size.divided(self.slices)
         return tuple(
@@ -153,6 +158,41 @@ class Settings:
         return replace(
             self, exports=tuple(replace(each, name=f"{each.name}-{life}") for each in self.exports)
         )
+
+    @property
+    def on_all_devices(self) -> Sequence[int]:
+        """Numbers of the exports that are to become one on each GPU."""
+        return [number for number, each in enumerate(self.exports) if each.device == ALL_DEVICES]
+
+    def placed(self, places: Mapping[int, Sequence[DevicePlace]]) -> Settings:
+        """The same with one export on each of these devices, by number of ``on_all_devices``, then sliced.
+
+        Their names are NAME-gpu0, NAME-gpu1 and so on.
+
+        Raises:
+            ConfigError: that makes too many exports, or two of one name, or a name too long.
+        """
+        exports: list[ExportSettings] = []
+        for number, export in enumerate(self.exports):
+            if number not in places:
+                exports.append(export)
+                continue
+            for index, (platform, device, kind) in enumerate(places[number]):
+                name = f"{export.name}-{kind.lower()}{index}"
+                exports += replace(export, name=name, platform=platform, device=str(device)).sliced()
+        if len(exports) > MAXIMUM_EXPORTS:
+            raise ConfigError(
+                f"device = {ALL_DEVICES}: {len(exports)} exports with all devices and slices; "
+                f"allowed: at most {MAXIMUM_EXPORTS}"
+            )
+        names = [export.name for export in exports]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(
+                f"export_name = {sources.quote(twice[0])}: another export has it too, with device "
+                f"{ALL_DEVICES}; allowed: a different name for each export"
+            )
+        _check_names(exports)
+        return replace(self, exports=tuple(exports))
 
     @property
     def mode(self) -> str:

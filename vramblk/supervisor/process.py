@@ -33,6 +33,7 @@ from ..worker import process as worker
 from .acceptor import Acceptor
 from .certificates import Certificates
 from .children import Child
+from .devicelist import with_all_devices
 from .draining import Drain, set_state
 from .engineprocess import EngineProcess
 from .failures import reporting
@@ -68,7 +69,7 @@ def serve(
     Raises:
         StartupError: it could not start, or the engine was lost, or SIGQUIT ended it.
     """
-    with prepared(settings.named_anew(), startup_warnings) as found:
+    with prepared(with_all_devices(settings).named_anew(), startup_warnings) as found:
         Supervisor(found, open_memories).run()
     return 0
 

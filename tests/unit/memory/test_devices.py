@@ -16,8 +16,8 @@ import pytest
 from vramblk.commands import check, devices
 from vramblk.config.settings import load_settings
 from vramblk.config.units import parse_size
-from vramblk.errors import PreconditionError
-from vramblk.memory import open_memories, probing, systemram
+from vramblk.errors import ConfigError, PreconditionError
+from vramblk.memory import alldevices, open_memories, probing, systemram
 from vramblk.memory.devices import CPU, GPU, DeviceInfo, choose, discover, normal_pci
 
 GIB = 1 << 30
@@ -163,6 +163,36 @@ def test_ambiguous_and_broken() -> None:
     broken = replace(HOST[1], problem="it has no compiler for kernels")
     with pytest.raises(PreconditionError, match="no compiler"):
         choose([broken], None, None, allow_cpu=False)
+
+
+def names_on_all(devices: list[DeviceInfo], *argv: str) -> list[tuple[str, int | None, str | None]]:
+    settings = load_settings(["--device", "all", *argv], {})
+    placed = settings.placed(alldevices.places(settings, devices))
+    return [(each.name, each.platform, each.device) for each in placed.exports]
+
+
+def test_all_devices() -> None:
+    """One export on each GPU, of one platform if that is given; a CPU only where there is no GPU."""
+    assert names_on_all(HOST) == [("vram-gpu0", 1, "0"), ("vram-gpu1", 1, "1"), ("vram-gpu2", 2, "0")]
+    assert names_on_all(HOST, "--platform", "2", "--allow-cpu") == [("vram-gpu0", 2, "0")]
+    assert names_on_all(HOST[:1], "--allow-cpu") == [("vram-cpu0", 0, "0")]
+    with pytest.raises(PreconditionError, match="no GPU"):
+        names_on_all(HOST[:1])
+    sliced = names_on_all(HOST[:3], "--slices", "2")
+    assert [name for name, _, _ in sliced] == ["vram-gpu0-0", "vram-gpu0-1", "vram-gpu1-0", "vram-gpu1-1"]
+
+
+def test_all_devices_counts_a_gpu_once() -> None:
+    """Two runtimes may offer the same GPU: the first of them serves it, even if the other could not."""
+    twice = replace(HOST[3], platform_index=3, problem="it has no compiler for kernels")
+    assert len(names_on_all([*HOST, twice])) == 3
+    with pytest.raises(PreconditionError, match="no compiler"):
+        names_on_all([*HOST, replace(twice, pci_address="0000:0b:00.0")])
+
+
+def test_all_devices_may_be_too_many() -> None:
+    with pytest.raises(ConfigError, match="66 exports"):
+        names_on_all(HOST, "--slices", "22")
 
 
 def test_pci() -> None:
