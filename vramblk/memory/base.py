@@ -9,7 +9,7 @@ was acknowledged before is seen by what was asked for afterwards.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -54,6 +54,18 @@ class ChecksumError(DeviceError):
         super().__init__(errno.EIO, f"checksum mismatch: {what} not hold what was written, at {offset:#x}")
         self.blocks = blocks
         self.offset = offset
+
+
+class MissingMemory(DeviceError):
+    """There is not enough memory.
+
+    Attributes:
+        missing_bytes: how much more there would have to be.
+    """
+
+    def __init__(self, detail: str, missing_bytes: int) -> None:
+        super().__init__(errno.ENOMEM, detail)
+        self.missing_bytes = missing_bytes
 
 
 class Run(NamedTuple):
@@ -204,6 +216,25 @@ class Memory(Protocol):
 
         Raises:
             DeviceError: the memory did not hold what was written.
+        """
+        ...
+
+    def release(self) -> Iterator[None]:
+        """Zero the memory and free it, in steps between which others can be served; ``take`` undoes it.
+
+        Meanwhile only batches of echoes may be executed, and copies that were asked for before are void.
+
+        Raises:
+            DeviceError: zeroing failed; the memory is freed all the same.
+        """
+        ...
+
+    def take(self) -> Iterator[None]:
+        """Allocate and prove again what was released, in such steps; it is zero then.
+
+        Raises:
+            MissingMemory: there is not enough; nothing stays allocated.
+            DeviceError: as in ``prove``; nothing stays allocated.
         """
         ...
 

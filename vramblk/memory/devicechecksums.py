@@ -32,10 +32,10 @@ def checksum_bytes(size_bytes: int) -> int:
 
 
 class DeviceChecksums:
-    """The table of one export; begins with the checksums of what the export holds.
+    """The table of one export; begins, each time it is taken, with the checksums of what the export holds.
 
     Args:
-        arenas: handles of the export's buffers.
+        arenas: handles of the export's buffers; the list may have others when the table is taken again.
 
     Attributes:
         sign_runs, check_runs, check_run_edges: kernels over the requests of a run, which lack only
@@ -52,40 +52,49 @@ class DeviceChecksums:
         self._nothing = np.zeros(2, np.uint32)
         self._seen = np.zeros(2, np.uint32)
         self._places = np.zeros(3, np.uint64)
+        self._size_bytes = size_bytes
         self._buffers: list[Any] = []
+        self.sign_runs, self.check_runs, self.check_run_edges = (
+            device.kernel("checksum_runs") for _ in range(3)
+        )
+        self._sign, self._check = (device.kernel("checksum_blocks") for _ in range(2))
+        self.take()
+
+    def take(self) -> None:
+        """Allocate the table and sign all blocks; also after ``close``.
+
+        Raises:
+            DeviceError: no memory for the table; nothing stays allocated.
+        """
         try:
-            for length in (checksum_bytes(size_bytes), self._nothing.nbytes):
-                self._buffers.append(device.allocate(length))
+            for length in (checksum_bytes(self._size_bytes), self._nothing.nbytes):
+                self._buffers.append(self._device.allocate(length))
             self._sums, self._found = (int(buffer.int_ptr) for buffer in self._buffers)
-            self.sign_runs, self.check_runs, self.check_run_edges = (
-                self._run_kernel(task, size_bytes) for task in (_SIGN, _CHECK, _EDGES)
-            )
-            self._sign, self._check = (self._block_kernel(task) for task in (_SIGN, _CHECK))
+            for task, kernel in enumerate((self.sign_runs, self.check_runs, self.check_run_edges)):
+                self._prepare_runs(kernel, task)
+            for task, kernel in ((_SIGN, self._sign), (_CHECK, self._check)):
+                self._prepare_blocks(kernel, task)
             self.forget()
-            self.sign([(0, size_bytes)])
-            device.finish()
+            self.sign([(0, self._size_bytes)])
+            self._device.finish()
         except BaseException:
             self.close()
             raise
 
-    def _run_kernel(self, task: int, size_bytes: int) -> int:
+    def _prepare_runs(self, kernel: int, task: int) -> None:
         device = self._device
-        kernel = device.kernel("checksum_runs")
         device.set_arenas(kernel, self._arenas)
         device.set_buffer(kernel, _SUMS, self._sums)
         device.set_number(kernel, _ARENA_BYTES, ctypes.c_uint64(self._arena_bytes))
-        device.set_number(kernel, _SIZE_BYTES, ctypes.c_uint64(size_bytes))
+        device.set_number(kernel, _SIZE_BYTES, ctypes.c_uint64(self._size_bytes))
         device.set_buffer(kernel, _FOUND, self._found)
         device.set_number(kernel, _TASK, ctypes.c_uint32(task))
-        return kernel
 
-    def _block_kernel(self, task: int) -> int:
+    def _prepare_blocks(self, kernel: int, task: int) -> None:
         device = self._device
-        kernel = device.kernel("checksum_blocks")
         device.set_buffer(kernel, 4, self._sums)
         device.set_buffer(kernel, 5, self._found)
         device.set_number(kernel, 6, ctypes.c_uint32(task))
-        return kernel
 
     def sign(self, ranges: Ranges) -> None:
         """Queue the checksums of all blocks that the ranges touch to be computed and kept."""

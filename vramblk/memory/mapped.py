@@ -28,9 +28,19 @@ from .base import (
 from .checksums import MappedChecksums
 from .copies import Copies, MappedCopies
 from .maptarget import MapTarget, open_target
-from .patterns import BLOCK_BYTES, bad_ranges, expected_words, prove
+from .patterns import (
+    BLOCK_BYTES,
+    SHORT_STEP_BYTES,
+    bad_ranges,
+    expected_words,
+    proof,
+    prove,
+    zeroing,
+)
 
 _CHUNK = 1 << 20
+#: Of patterns at once: in swap mode what that takes has to be in hand, also while clients are served.
+_PATTERN_CHUNK = 1 << 16
 
 
 class _Request(NamedTuple):
@@ -182,16 +192,16 @@ class MappedMemory:
         if pattern is Pattern.ZERO:
             self._zero(offset, length)
         else:
-            for at in range(offset, offset + length, _CHUNK):
-                part = min(_CHUNK, offset + length - at)
+            for at in range(offset, offset + length, _PATTERN_CHUNK):
+                part = min(_PATTERN_CHUNK, offset + length - at)
                 self._bytes[at : at + part] = expected_words(pattern, at, part, seed).data.cast("B")
         if self._checksums is not None:
             self._checksums.sign([(offset, length)])
 
     def mismatches(self, offset: int, length: int, pattern: Pattern, seed: int = 0) -> list[tuple[int, int]]:
         bad = []
-        for at in range(offset, offset + length, _CHUNK):
-            part = min(_CHUNK, offset + length - at)
+        for at in range(offset, offset + length, _PATTERN_CHUNK):
+            part = min(_PATTERN_CHUNK, offset + length - at)
             found = np.frombuffer(self._bytes[at : at + part], np.uint32)
             differs = found != expected_words(pattern, at, part, seed)
             if differs.any():
@@ -205,6 +215,17 @@ class MappedMemory:
 
     def prove(self, progress: Progress | None = None) -> None:
         prove(self, progress)
+
+    def release(self) -> Iterator[None]:
+        """As ``base.Memory``; only a file gives memory back, a device keeps it, zeroed."""
+        yield from zeroing(self)
+        self.target.give_back(self._start, self.size_bytes)
+
+    def take(self) -> Iterator[None]:
+        self.target.reserve_again(self._start, self.size_bytes)
+        self._unsigned.clear()
+        for _ in proof(self, SHORT_STEP_BYTES):
+            yield
 
     def close(self) -> None:
         if self._checksums is not None:

@@ -10,12 +10,14 @@ import mmap
 import os
 import re
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.units import Size, SizeKind, format_size
 from ..errors import PreconditionError
-from ..system import proc
+from ..system import kernel, proc
+from .base import MissingMemory
 
 _UNIT = 4096
 _MEMORY_MAJOR = 1
@@ -36,6 +38,7 @@ class MapTarget:
         kind: "character device", "PCI BAR", "file" or "tmpfs file" and the like.
         size_bytes: of each export; the mapping may be longer than all of them.
         users: exports that lie here; with the last that closes, the mapping goes.
+        is_file: it is made of memory that can be given back and taken again.
     """
 
     path: str
@@ -45,6 +48,30 @@ class MapTarget:
     mapping: mmap.mmap
     descriptor: int
     users: int
+    is_file: bool
+
+    def give_back(self, offset: int, length: int) -> None:
+        """Have the file system free the pages of a range, whose content becomes zero; of a device nothing."""
+        if self.is_file:
+            # A file system that cannot do it keeps the pages.
+            with suppress(OSError):
+                kernel.punch_hole(self.descriptor, offset, length)
+
+    def reserve_again(self, offset: int, length: int) -> None:
+        """Take again what was given back.
+
+        Raises:
+            MissingMemory: the file system has not enough.
+        """
+        if not self.is_file:
+            return
+        try:
+            os.posix_fallocate(self.descriptor, offset, length)
+        except OSError as error:
+            room = os.fstatvfs(self.descriptor)
+            missing = max(length - room.f_bavail * room.f_frsize, _UNIT)
+            self.give_back(offset, length)
+            raise MissingMemory(f"map:{self.path}: {error.strerror}", missing) from None
 
     def close(self) -> None:
         """One of the exports needs it no more."""
@@ -74,7 +101,8 @@ def open_target(path: str, size: Size, *, map_overwrite: bool = False, slices: i
         _lock(path, descriptor)
         length = known_length(path, descriptor)
         size_bytes = export_size(path, length, size, slices)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode) and kind != "PCI BAR":
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode) and kind != "PCI BAR"
+        if is_file:
             _reserve(path, descriptor, size_bytes * slices)
         mapping = _map(path, descriptor, length or size_bytes * slices)
         if not length:
@@ -82,7 +110,7 @@ def open_target(path: str, size: Size, *, map_overwrite: bool = False, slices: i
     except BaseException:
         os.close(descriptor)
         raise
-    return MapTarget(path, kind, _pci_address(path), size_bytes, mapping, descriptor, users=slices)
+    return MapTarget(path, kind, _pci_address(path), size_bytes, mapping, descriptor, slices, is_file)
 
 
 def check_target(path: str, *, map_overwrite: bool) -> str:

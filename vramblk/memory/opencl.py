@@ -17,6 +17,7 @@ anything is written, what it wrote is signed, and what it reads is compared.
 from __future__ import annotations
 
 import ctypes
+import errno
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,18 +27,30 @@ import numpy.typing as npt
 from ..shared import stages
 from ..shared.descriptors import places
 from .arenas import split
-from .base import Batch, ChecksumError, Copy, DeviceError, Pattern, Progress, Run, SlabWindow
+from .base import (
+    Batch,
+    ChecksumError,
+    Copy,
+    DeviceError,
+    MissingMemory,
+    Pattern,
+    Progress,
+    Run,
+    SlabWindow,
+)
 from .copies import Copies, QueuedCopies
-from .devicechecksums import DeviceChecksums
+from .devicechecksums import DeviceChecksums, checksum_bytes
 from .hotcalls import failed
 from .opendevice import OpenDevice
-from .patterns import BLOCK_BYTES, bad_ranges, prove
+from .patterns import BLOCK_BYTES, SHORT_STEP_BYTES, bad_ranges, proof, prove, zeroing
 
 #: Copies of neighbours this close are one: a copy costs as much as this many bytes on their way.
 _GAP = 16384
 #: A run whose requests are longer than this on average gets several groups for each, bytes.
 _LONG_BYTES = 16384
 _VERIFY_BYTES = 1 << 30
+#: What is missing is found out to this many bytes.
+_SMALLEST_ROOM_BYTES = 1 << 20
 _STAGING_ARGUMENT, _ARENA_BYTES_ARGUMENT, _SIZE_ARGUMENT, _STAGING4_ARGUMENT = 16, 17, 18, 19
 #: Of gather, scatter and exchange, and of the kernels for checksums of runs.
 _TABLE_ARGUMENT = 20
@@ -68,7 +81,10 @@ class OpenCLMemory:
         self._device = device
         self._hot = device.hot
         self._queue = device.queue_handle
+        self._arena_sizes = tuple(arena_sizes)
         self._buffers: list[Any] = []
+        #: Of the buffers; the same list as long as this object lives.
+        self._handles: list[int] = []
         self._closed = False
         device.opened()
         self._zero_kernel, self._fill, self._verify, self._gather, self._scatter = (
@@ -84,8 +100,7 @@ class OpenCLMemory:
         self._unsigned: list[tuple[int, int]] = []
         self._found_is_stale = False
         try:
-            self._allocate(arena_sizes, progress)
-            self._handles = [int(buffer.int_ptr) for buffer in self._buffers]
+            self._allocate(progress)
             if verify_reads:
                 self._checksums = DeviceChecksums(device, self._handles, self.arena_bytes, self.size_bytes)
                 self._writing = (self._scatter, self._checksums.sign_runs)
@@ -94,16 +109,22 @@ class OpenCLMemory:
             self.close()
             raise device.drained(error) from None
 
-    def _allocate(self, arena_sizes: Sequence[int], progress: Progress | None) -> None:
-        done = 0
-        for size_bytes in arena_sizes:
-            buffer = self._device.allocate(size_bytes)
-            self._buffers.append(buffer)
-            self._zero_piece(int(buffer.int_ptr), 0, size_bytes)
-            self._device.finish()
-            done += size_bytes
+    def _allocate(self, progress: Progress | None) -> None:
+        for done in self._allocating():
             if progress is not None:
                 progress("allocate", done, self.size_bytes)
+
+    def _allocating(self) -> Iterator[int]:
+        """Make each arena and touch all of it; after each the bytes that there are."""
+        done = 0
+        for size_bytes in self._arena_sizes:
+            buffer = self._device.allocate(size_bytes)
+            self._buffers.append(buffer)
+            self._handles.append(int(buffer.int_ptr))
+            self._zero_piece(self._handles[-1], 0, size_bytes)
+            self._device.finish()
+            done += size_bytes
+            yield done
 
     @property
     def pinned(self) -> Sequence[bool]:
@@ -125,7 +146,7 @@ class OpenCLMemory:
             "platform_index": info.platform_index,
             "device_index": info.device_index,
             "device_memory_bytes": info.memory_bytes,
-            "arenas": len(self._buffers),
+            "arenas": len(self._arena_sizes),
             "pinned": all(self._device.pinned),
         }
 
@@ -405,16 +426,82 @@ class OpenCLMemory:
     def prove(self, progress: Progress | None = None) -> None:
         prove(self, progress)
 
+    def release(self) -> Iterator[None]:
+        try:
+            yield from zeroing(self)
+        finally:
+            self._free()
+
+    def take(self) -> Iterator[None]:
+        allocated = 0
+        try:
+            for done in self._allocating():
+                allocated = done
+                yield
+            if self._checksums is not None:
+                self._checksums.take()
+            self._unsigned.clear()
+            self._prepare_runs()
+            for _ in proof(self, SHORT_STEP_BYTES):
+                yield
+        except DeviceError as error:
+            failure = self._device.drained(error)
+            if failure.errno != errno.ENOMEM or failure.lost:
+                self._free()
+                raise failure from None
+            missing = self.size_bytes - allocated
+            if missing:
+                self._drop_behind(allocated)
+                missing -= self._room(missing)
+            elif self._checksums is not None:
+                missing = checksum_bytes(self.size_bytes)
+            self._free()
+            raise MissingMemory(failure.detail, max(missing, BLOCK_BYTES)) from None
+        except BaseException:
+            self._free()
+            raise
+
+    def _drop_behind(self, size_bytes: int) -> None:
+        """Free the arena that lies behind so many bytes and could not be touched, if it was made."""
+        if sum(self._arena_sizes[: len(self._buffers)]) > size_bytes:
+            self._handles.pop()
+            self._device.free(self._buffers.pop())
+
+    def _room(self, most: int) -> int:
+        """Bytes up to ``most`` that can be allocated and touched beside what there is; freed again."""
+        found, buffers = 0, []
+        step = min(most, self.arena_bytes)
+        while found < most and step >= _SMALLEST_ROOM_BYTES:
+            size_bytes = min(step, most - found) // BLOCK_BYTES * BLOCK_BYTES
+            if not size_bytes:
+                break
+            try:
+                buffers.append(self._device.allocate(size_bytes))
+                self._zero_piece(int(buffers[-1].int_ptr), 0, size_bytes)
+                self._device.finish()
+                found += size_bytes
+            except DeviceError as error:
+                if self._device.drained(error).lost:
+                    break
+                step //= 2
+        for buffer in buffers:
+            self._device.free(buffer)
+        return found
+
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
+        self._free()
+        self._device.closed()
+
+    def _free(self) -> None:
         if self._checksums is not None:
             self._checksums.close()
         for buffer in self._buffers:
             self._device.free(buffer)
         self._buffers.clear()
-        self._device.closed()
+        self._handles.clear()
 
 
 def _overwritten(batch: Batch) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ that landed at a wrong address is found as surely as a bit that changed.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ _WORD = 0xFFFFFFFF
 _PROOF_SEED = 0x9E3779B9
 #: A step of a proof takes a GPU about a millisecond and a slow mapping about a second.
 _STEP_BYTES = 128 << 20
+#: A step while others are served.
+SHORT_STEP_BYTES = 32 << 20
 #: Written, read back, zeroed, read back.
 _PASSES = 4
 
@@ -63,24 +66,30 @@ def bad_ranges(bad_blocks: npt.NDArray[np.bool_], offset: int) -> list[tuple[int
 
 def prove(memory: Memory, progress: Progress | None = None) -> None:
     """Write, read back, zero, read back; see ``Memory.prove``."""
-    size = memory.size_bytes
-    steps = [(at, min(_STEP_BYTES, size - at)) for at in range(0, size, _STEP_BYTES)]
-    done = 0
-
-    def told(length: int) -> None:
-        nonlocal done
+    for done in proof(memory):
         if progress is not None:
-            progress("prove", done // _PASSES, size)
-        done += length
+            progress("prove", done // _PASSES, memory.size_bytes)
 
+
+def proof(memory: Memory, step_bytes: int = _STEP_BYTES) -> Iterator[int]:
+    """The steps of a proof: before each, how many bytes the steps before it have passed over.
+
+    Raises:
+        DeviceError: the memory did not hold what was written.
+    """
+    size = memory.size_bytes
+    steps = [(at, min(step_bytes, size - at)) for at in range(0, size, step_bytes)]
+    done = 0
     for pattern in (Pattern.ADDRESS, Pattern.ZERO):
         for offset, length in steps:
-            told(length)
+            yield done
             memory.fill(offset, length, pattern, _PROOF_SEED)
+            done += length
         found = []
         for offset, length in steps:
-            told(length)
+            yield done
             found += memory.mismatches(offset, length, pattern, _PROOF_SEED)
+            done += length
         if found:
             lo, hi = found[0]
             raise DeviceError(
@@ -88,3 +97,14 @@ def prove(memory: Memory, progress: Progress | None = None) -> None:
                 f"the memory does not hold what was written: {len(found)} bad ranges, the first from"
                 f" {lo:#x} to {hi:#x}; run vramblk selftest",
             )
+
+
+def zeroing(memory: Memory, step_bytes: int = SHORT_STEP_BYTES) -> Iterator[None]:
+    """The steps of zeroing a whole export.
+
+    Raises:
+        DeviceError: the device failed.
+    """
+    for at in range(0, memory.size_bytes, step_bytes):
+        memory.fill(at, min(step_bytes, memory.size_bytes - at), Pattern.ZERO)
+        yield

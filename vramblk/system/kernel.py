@@ -49,6 +49,9 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 M_ARENA_MAX = -8
 
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+
 _CAPABILITY_VERSION_3 = 0x20080522
 _COMM_BYTES = 15
 
@@ -59,6 +62,7 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _libc.mmap.restype = ctypes.c_void_p
+_libc.fallocate64.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -141,6 +145,16 @@ def map_fixed(address: int, length: int, protection: int, flags: int, descriptor
     """
     found = _libc.mmap(address, length, protection, flags | MAP_FIXED, descriptor, 0)
     _check(found != address, "mmap")
+
+
+def punch_hole(descriptor: int, offset: int, length: int) -> None:
+    """fallocate(2): free the pages of a range of a file, which reads as zero then.
+
+    Raises:
+        OSError: the file system cannot.
+    """
+    mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+    _check(_libc.fallocate64(descriptor, mode, offset, length), "fallocate")
 
 
 def mallopt(parameter: int, value: int) -> None:

@@ -339,6 +339,29 @@ class MemoryContract:
         rig.memory.zero_all()
         assert not rig.content().any()
 
+    def test_released_and_taken_again(self, rig: Rig) -> None:
+        """It is zero then, holds what is written, and its window proofs go on meanwhile."""
+        memory = rig.memory
+        for _ in range(2):
+            memory.fill(0, memory.size_bytes, Pattern.RANDOM, 3)
+            for _ in memory.release():
+                pass
+            rig.noise()
+            rig.model.bytes[:] = 0
+            echo = Batch()
+            echo.echoes.append(Copy(0, 0, 4096, RX + 4096))
+            rig.memory.execute(echo)
+            rig.model.execute(echo)
+            for _ in memory.take():
+                pass
+            rig.compare()
+            batch = Batch()
+            batch.copies_in.append(Copy(0, 0, 8192, 4096))
+            rig.execute(batch)
+            rig.compare()
+            self.test_random_batches(rig)
+            memory.zero_all()
+
     def test_description_is_json(self, rig: Rig) -> None:
         """Status and metrics get plain values and one entry per window."""
         import json

@@ -1,0 +1,141 @@
+"""Memory that is released and cannot be taken again: how much is missing, and that nothing stays allocated."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vramblk.config.units import parse_size
+from vramblk.memory.arenas import plan_arenas
+from vramblk.memory.base import DeviceError, MissingMemory, Pattern
+from vramblk.memory.devices import CPU, discover
+from vramblk.memory.mapped import MappedMemory
+from vramblk.memory.opencl import OpenCLMemory
+from vramblk.memory.opendevice import OpenDevice
+
+MIB = 1 << 20
+
+
+class Scarce(OpenDevice):
+    """A device that has so many bytes left."""
+
+    left = 1 << 62
+
+    def allocate(self, size_bytes: int) -> Any:
+        if size_bytes > self.left:
+            raise DeviceError(errno.ENOMEM, "injected")
+        self.left -= size_bytes
+        return super().allocate(size_bytes)
+
+    def free(self, buffer: Any) -> None:
+        self.left += buffer.size
+        super().free(buffer)
+
+
+@pytest.fixture(scope="module")
+def device() -> Scarce:
+    return Scarce(next(device for device in discover() if device.type == CPU), 4 * MIB)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "checksums"])
+def memory(request: pytest.FixtureRequest, device: Scarce) -> Iterator[OpenCLMemory]:
+    device.left = 1 << 62
+    memory = OpenCLMemory(device, plan_arenas(16 * MIB, 4 * MIB), verify_reads=request.param)
+    for _ in memory.release():
+        pass
+    assert not memory._buffers
+    yield memory
+    device.left = 1 << 62
+    memory.close()
+
+
+@pytest.mark.parametrize(("left", "missing"), [(0, 16), (3, 13), (9, 7), (15, 1)])
+def test_what_is_missing(memory: OpenCLMemory, device: Scarce, left: int, missing: int) -> None:
+    device.left = left * MIB
+    with pytest.raises(MissingMemory) as caught:
+        for _ in memory.take():
+            pass
+    assert caught.value.missing_bytes == missing * MIB
+    assert device.left == left * MIB, "nothing stays allocated"
+    device.left = 1 << 62
+    for _ in memory.take():
+        pass
+    assert memory.mismatches(0, memory.size_bytes, Pattern.ZERO) == []
+
+
+def test_no_room_for_the_checksums(memory: OpenCLMemory, device: Scarce) -> None:
+    if memory._checksums is None:
+        pytest.skip("without checksums")
+    device.left = 16 * MIB
+    with pytest.raises(MissingMemory) as caught:
+        for _ in memory.take():
+            pass
+    assert caught.value.missing_bytes == 16 * MIB // 1024
+    assert device.left == 16 * MIB
+
+
+def test_taking_that_is_given_up_frees_everything(memory: OpenCLMemory, device: Scarce) -> None:
+    before = device.left
+    taking = memory.take()
+    for _ in range(3):
+        next(taking)
+    assert device.left < before
+    taking.close()
+    assert device.left == before
+
+
+def test_memory_that_fails_its_proof_is_freed(memory: OpenCLMemory, device: Scarce) -> None:
+    before = device.left
+    memory.mismatches = lambda *_: [(4096, 8192)]  # type: ignore[method-assign]
+    with pytest.raises(DeviceError, match="does not hold what was written") as caught:
+        for _ in memory.take():
+            pass
+    assert not isinstance(caught.value, MissingMemory)
+    assert device.left == before
+
+
+def test_memory_that_cannot_be_zeroed_is_freed(device: Scarce) -> None:
+    device.left = 1 << 62
+    memory = OpenCLMemory(device, plan_arenas(4 * MIB, 4 * MIB))
+
+    def fail(*_: Any) -> None:
+        raise DeviceError(5, "injected")
+
+    memory.fill = fail  # type: ignore[method-assign]
+    with pytest.raises(DeviceError, match="injected"):
+        for _ in memory.release():
+            pass
+    assert device.left == 1 << 62
+    memory.close()
+
+
+def test_a_file_system_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pages are given back at release, and reserved before anything is written."""
+    path = Path(f"/dev/shm/vramblk-unit-{os.getpid()}")
+    path.write_bytes(b"x" * (4 * MIB))
+    try:
+        memory = MappedMemory(str(path), parse_size("max"))
+        for _ in memory.release():
+            pass
+        assert path.stat().st_blocks == 0
+
+        def full(*_: int) -> None:
+            raise OSError(errno.ENOSPC, "no space")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "posix_fallocate", full)
+            patch.setattr(os, "fstatvfs", lambda _: type("Room", (), {"f_bavail": 256, "f_frsize": 4096}))
+            with pytest.raises(MissingMemory) as caught:
+                next(memory.take())
+        assert caught.value.missing_bytes == 3 * MIB
+        for _ in memory.take():
+            pass
+        assert path.stat().st_blocks * 512 == 4 * MIB
+        memory.close()
+    finally:
+        path.unlink()
