@@ -121,13 +121,18 @@ class _Negotiated:
         return self.structured or self.extended
 
 
+class _NotKnown(Exception):
+    """Whether an option is refused is not known yet."""
+
+
 class Handshake:
     """The server's side of one connection's negotiation.
 
     exports: at least one, with distinct names; the empty name stands for the first if that is a default.
     flags: transmission flags per export, in the same order; what ``transmission_flags`` says if
         None. SEND_DF is left out where the client negotiated no reply chunks.
-    admit: asked before transmission begins on an export; gives why it is refused, or nothing.
+    admit: asked before transmission begins on an export; gives why it is refused, or nothing. None: that is
+        not known yet. The option then waits for ``resume``, and what follows it too.
 
     A method called in a state that has no place for it raises RuntimeError; input never does.
     """
@@ -137,7 +142,7 @@ class Handshake:
         exports: Sequence[ExportInfo],
         tls: TlsPolicy,
         flags: Sequence[TransmissionFlag] | None = None,
-        admit: Callable[[int], str] | None = None,
+        admit: Callable[[int], str | None] | None = None,
     ) -> None:
         if not exports:
             raise ValueError("a handshake needs at least one export")
@@ -154,10 +159,16 @@ class Handshake:
         self._draining = False
         self._negotiated = _Negotiated()
         self._reader = OptionReader()
+        self._waiting: OptionMessage | None = None
 
     @property
     def state(self) -> State:
         return self._state
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an option waits for ``resume``."""
+        return self._waiting is not None
 
     def greeting(self) -> bytes:
         """The first bytes on a connection. Section "Newstyle negotiation"."""
@@ -173,8 +184,18 @@ class Handshake:
         if self._state not in (State.CLIENT_FLAGS, State.OPTIONS):
             raise RuntimeError(f"bytes for the handshake in state {self._state.name}")
         self._reader.feed(data)
-        events: list[Event] = []
-        while True:
+        return self._go_on([])
+
+    def resume(self) -> list[Event]:
+        """Ask ``admit`` again about the option that waits, and go on behind it."""
+        if self._waiting is None:
+            raise RuntimeError("no option waits")
+        message, self._waiting = self._waiting, None
+        events = self._judge(message)
+        return events if self._state is not State.OPTIONS else self._go_on(events)
+
+    def _go_on(self, events: list[Event]) -> list[Event]:
+        while self._waiting is None:
             step = self._take_client_flags if self._state is State.CLIENT_FLAGS else self._take_option
             taken = step()
             if taken is None:
@@ -182,6 +203,7 @@ class Handshake:
             events += taken
             if self._state is not State.OPTIONS:
                 return events
+        return events
 
     def tls_established(self) -> None:
         """The TLS handshake succeeded: ``receive`` takes decrypted bytes from here on."""
@@ -244,6 +266,9 @@ class Handshake:
             return rule.handler(self, Option(code), message.data or b"")
         except options.Refusal as refusal:
             return self._refuse(code, refusal)
+        except _NotKnown:
+            self._waiting = message
+            return []
 
     def _admit(self, message: OptionMessage) -> _Rule:
         code = message.code
@@ -284,7 +309,10 @@ class Handshake:
 
     def _enter(self, name: str) -> int:
         index = self._find(name)
-        if self._ask is not None and (reason := self._ask(index)):
+        reason = self._ask(index) if self._ask is not None else ""
+        if reason is None:
+            raise _NotKnown
+        if reason:
             raise options.Refusal(OptionReply.ERR_POLICY, reason)
         return index
 
