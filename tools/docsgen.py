@@ -158,6 +158,26 @@ name stays `vram`. The names are the same at each start.
 - The slices of a `map:` device lie one behind the other in it.
 - Clients that ask for the empty name get the first slice.
 
+## When memory is held
+
+`--allocate attach` holds an export's memory only while a client is attached. It is the default in swap mode.
+`--allocate start`, the default in scratch mode, holds it from start to stop.
+
+    vramblk --allocate attach --size 8G --slices 4
+
+1. At start each export is allocated and proven once, so a size that does not fit is refused then. The memory
+   is freed before `ready`.
+2. The first client that asks for the export (GO, EXPORT_NAME) has it allocated, zeroed and proven again. The
+   client is answered afterwards. LIST and INFO allocate nothing.
+3. When the last client has left, the memory is zeroed and freed. **Its contents are lost.**
+
+- If there is not enough memory, the client gets an error with the amount that is missing and the device.
+  Other exports go on. The connection may ask for another export.
+- A client that attaches before the server has seen the last one leave finds the data of before.
+- A `map:` device keeps its memory; it is zeroed. A file on tmpfs or hugetlbfs gives its pages back.
+- `vramblk status`, the page, `vramblk top` and `vramblk_export_held` show which exports hold memory.
+- The engine serves a local client of such an export to its end. It does not pass it on to a worker.
+
 ## All GPUs
 
 `--device all` serves the same on each GPU that `vramblk devices` shows, or on each of `--platform N`. The

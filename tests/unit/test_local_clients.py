@@ -82,7 +82,7 @@ class Served:
         self.executor = Executor(shared, [self.memory], windows)
         supervisor, engine = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.mail = os.eventfd(0, os.EFD_NONBLOCK)
-        self.local = LocalClients(shared, self.executor, engine, self.mail)
+        self.local = LocalClients(shared, self.executor, engine, self.mail, self.executor.idle)
         self.local._loop.learn_exports()
         self.sockets = [supervisor, engine]
         self.clients: list[socket.socket] = []

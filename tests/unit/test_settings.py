@@ -91,6 +91,7 @@ SAMPLES: dict[str, tuple[str, Any, str]] = {
     "slices": ("1", 1, "65"),
     "mode": ("swap", "swap", "fast"),
     "read_only": ("yes", True, "maybe"),
+    "allocate": ("attach", "attach", "never"),
     "device": ("0000:01:00.0", "0000:01:00.0", "map:relative"),
     "platform": ("1", 1, "-1"),
     "allow_cpu": ("TRUE", True, "2"),

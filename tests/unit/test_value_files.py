@@ -15,7 +15,7 @@ from vramblk.errors import ConfigError
 VALUES = {
     "size": "64M", "export_name": "a b $(x) é", "mode": "swap", "device": "map:/dev/x", "platform": "1",
     "listen_addr": "127.0.0.1:1,unix:/x", "max_connections": "3", "tls": "off", "workers": "3",
-    "export_max_connections": "2", "slices": "3",
+    "export_max_connections": "2", "slices": "3", "allocate": "attach",
     "drain_timeout": "3s", "metrics_addr": "127.0.0.1:10810", "metrics_token": "hunter2", "metrics_host": "a,b",
     "tls_verify_peer": "off",
 }  # fmt: skip

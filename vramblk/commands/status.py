@@ -75,7 +75,8 @@ def _export_lines(export: dict[str, Any]) -> list[str]:
     return [
         f"export {export['name']}: {format_size(size)} on {device['name']}"
         + (f" ({device['type']})" if device["type"] else "")
-        + (", read-only" if export["read_only"] else ""),
+        + (", read-only" if export["read_only"] else "")
+        + ("" if export["held"] else ", memory given back while no client is attached"),
         f"  written {format_size(written)} ({written / size:.0%}), "
         f"read {format_size(payload['read'])} in {requests['read']} requests, "
         f"wrote {format_size(payload['write'])} in {requests['write']}, {errors} errors",

@@ -211,7 +211,7 @@ def _exports(document: dict[str, Any], most: int) -> Table:
             _cut(export["name"]),
             _cut(export["device"]["name"]),
             format_size(size),
-            f"{written / size:.0%}",
+            f"{written / size:.0%}" if export["held"] else "given back",
             f"{export['requests']['read']:,}",
             f"{export['requests']['write']:,}",
             Text(f"{errors:,}", "bold red" if errors else ""),

@@ -16,6 +16,7 @@ from . import units
 ENVIRONMENT_PREFIX = "VRAMBLK_"
 BOOLEAN_ALLOWED = "on, off, true, false, yes, no, 1 or 0"
 MODES = ("scratch", "swap")
+ALLOCATIONS = ("start", "attach")
 TLS_MODES = ("off", "on", "require")
 
 _BOOLEANS = {
@@ -202,6 +203,13 @@ OPTIONS: tuple[Option, ...] = (
         _choice(*MODES), "scratch or swap", "MODE", default="scratch", per_export=True,
     ),
     _boolean("read_only", "Export", "Refuse writes.", per_export=True),
+    Option(
+        "allocate", "Export",
+        "When memory is held. start: from start to stop. attach: while a client is attached; the data is "
+        "lost when the last one leaves.",
+        _choice(*ALLOCATIONS), "start or attach", "WHEN", default_note="start; attach in swap mode",
+        per_export=True,
+    ),
     Option(
         "device", "Device",
         "Index, part of the name, or PCI address of the device; all: the same export on each GPU, --size "

@@ -34,6 +34,7 @@ class ExportSettings:
         device: index, part of a name, PCI address, ``map:/path`` or ``all``; None for the first GPU.
         mode: "scratch" or "swap".
         max_connections: as given; ``places`` is what counts.
+        allocate: "start" or "attach"; None leaves it to the mode. See ``attaches``.
         slices: how many exports of equal size were made of one, of which this is number ``slice``, from 0.
     """
 
@@ -44,6 +45,7 @@ class ExportSettings:
     mode: str
     read_only: bool
     max_connections: int | None = None
+    allocate: str | None = None
     slices: int = 1
     slice: int = 0
 
@@ -61,6 +63,11 @@ class ExportSettings:
         if self.device is None or not self.device.startswith("map:"):
             return None
         return self.device.removeprefix("map:")
+
+    @property
+    def attaches(self) -> bool:
+        """Whether memory is held only while a client is attached."""
+        return (self.allocate or ("attach" if self.mode == "swap" else "start")) == "attach"
 
     def sliced(self) -> tuple[ExportSettings, ...]:
         """The exports that ``slices`` makes of this one: NAME-0 and so on; a single one keeps its name.

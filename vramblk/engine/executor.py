@@ -138,6 +138,7 @@ class Executor:
         self._read_only = [export.read_only for export in shared.settings.exports]
         self._written = shared.written
         self._lost = [False] * len(memories)
+        self._held = [True] * len(memories)
         self._sizes = [memory.size_bytes for memory in memories]
         self._intakes = [
             Intake(memory.size_bytes, memory.arena_bytes, written.blocks.data)
@@ -305,6 +306,9 @@ class Executor:
         if not sane:
             self._refuse(index, number, op, first, count, Error.EINVAL)
             return True
+        if not self._held[export] and op != _ECHO:
+            self._refuse(index, number, op, first, count, Error.EIO)  # only a faulty worker asks for it
+            return True
         if self._read_only[export] and op in _WRITING:
             self._refuse(index, number, op, first, count, Error.EPERM)
             return True
@@ -449,9 +453,7 @@ class Executor:
             self._note_internal(export)
             return int(Error.EIO)
         finally:
-            control[_EXPORT] = 0
-            self._progress += 1
-            control[_PROGRESS] = self._progress & _MASK64
+            self._end_of_work()
 
     def _isolate(self, export: int, entries: Sequence[Entry]) -> None:
         """Repeat each request of an export by itself and note which of them fail."""
@@ -517,6 +519,28 @@ class Executor:
         """Copies of an export without a batch, for as long as ``needs_batches`` is false; None if never."""
         return self._memories[export].copies()
 
+    def hold(self, export: int, held: bool) -> None:
+        """The memory of an export is there from now on, or is not: then its requests fail, but for echoes."""
+        self._held[export] = held
+        if not held:
+            self._suspects[export].clear()
+            self._written[export].blocks[:] = 0
+
+    def apart(self, export: int, work: Callable[[], bool]) -> bool:
+        """Do something with an export's memory that is no request; whoever watches the engine sees it."""
+        control = self._control_words
+        control[_SINCE] = time.monotonic_ns()
+        control[_EXPORT] = export + 1
+        try:
+            return work()
+        finally:
+            self._end_of_work()
+
+    def _end_of_work(self) -> None:
+        self._control_words[_EXPORT] = 0
+        self._progress += 1
+        self._control_words[_PROGRESS] = self._progress & _MASK64
+
     def needs_batches(self, export: int) -> bool:
         """Whether requests have failed lately, so that each must be looked at."""
         return self._lost[export] or bool(self._suspects[export])
@@ -560,6 +584,10 @@ class Executor:
             self._log.error("device_lost", export=export, detail=failure.detail)
         else:
             logs.limited(self._log, "device_error", export=export, detail=failure.detail)
+
+    def note_internal(self, export: int) -> None:
+        """As ``note_failure``, after an exception that nobody foresaw; called while it is handled."""
+        self._note_internal(export)
 
     def _note_internal(self, export: int) -> None:
         """An exception that nobody foresaw; called while it is handled."""

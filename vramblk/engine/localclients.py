@@ -51,6 +51,7 @@ class LocalClients:
     Args:
         handoff: over which the supervisor gives them.
         mail: becomes readable when the supervisor has written to the engine.
+        idle: whether the engine has nothing else to do, looked at before it sleeps.
         move: gives a connection to the workers, with its number, peer and how it goes on; False if that is
             not possible now. Without it clients stay.
     """
@@ -61,6 +62,7 @@ class LocalClients:
         executor: Executor,
         handoff: socket.socket,
         mail: int,
+        idle: Callable[[], bool],
         move: Callable[..., bool] | None = None,
     ) -> None:
         assert shared.local is not None
@@ -73,6 +75,7 @@ class LocalClients:
         self._workers = shared.worker_windows
         self._move = move
         self._executor = executor
+        self._idle = idle
         self._doorbell = engine_doorbell(shared.control, shared.engine_doorbell)
         self._log = logs.get()
         self._loop.pollset.watch(mail)
@@ -124,7 +127,7 @@ class LocalClients:
     def sleep(self) -> None:
         """Wait until a client, the supervisor or the canary wants something."""
         self._doorbell.begin_sleep()
-        if self._executor.idle():
+        if self._idle():
             try:
                 self._wait()
             except Exception:
@@ -151,9 +154,11 @@ class LocalClients:
             if begin is None:
                 continue  # after one of the next goes
             connection.count_anew()
-            # Another client could take its place at an export before it has it again.
-            limited = self._exports[begin.export].places is not None
-            if not limited and self._workers_have_room() and self._move(
+            # Between the two it is counted nowhere. Another client could take its place at an export, and
+            # memory that is held for clients alone could be freed.
+            export = self._exports[begin.export]
+            stays = export.places is not None or export.attaches
+            if not stays and self._workers_have_room() and self._move(
                 connection.sock, id=connection.number, peer=connection.peer, begun=moves.pack(begin)
             ):
                 self._loop.connections.give_away(connection)

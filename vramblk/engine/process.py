@@ -15,12 +15,13 @@ from ..memory.base import DeviceError, Memory
 from ..shared import stages
 from ..shared.context import Shared
 from ..shared.control import ControlWord
-from ..shared.doorbell import engine_doorbell
+from ..shared.doorbell import engine_doorbell, worker_doorbell
 from ..shared.spin import spin_ns
 from ..shared.window import Word
 from ..swap import prefault, safeguards
 from ..system import childsignals, logs
 from .executor import Executor, engine_windows
+from .holdings import Holdings
 from .localclients import LocalClients
 from .progressmail import ProgressMail
 from .stagetimes import EngineTiming
@@ -50,10 +51,10 @@ class _Mailbox:
         """Readable while there is a message, or a doorbell rings."""
         return self._epoll.fileno()
 
-    def sleep(self, executor: Executor) -> None:
+    def sleep(self, idle: Callable[[], bool]) -> None:
         """Block until a doorbell rings, unless something came in the meantime."""
         self._doorbell.begin_sleep()
-        if executor.idle() and self._words[_ENGINE_MAIL] == self._seen:
+        if idle() and self._words[_ENGINE_MAIL] == self._seen:
             self._epoll.poll(1 if self.orphaned else None)
         self._doorbell.end_sleep()
         self._doorbell.clear()
@@ -104,6 +105,7 @@ def describe(shared: Shared, memories: Sequence[Memory]) -> dict[str, Any]:
                 "arena_bytes": memory.arena_bytes,
                 "read_only": export.read_only,
                 "mode": export.mode,
+                "allocate": "attach" if export.attaches else "start",
                 **memory.description,
             }
             for export, memory in zip(shared.settings.exports, memories, strict=True)
@@ -148,13 +150,23 @@ def run(
             ),
             timing=EngineTiming(stages.active) if stages.active is not None else None,
         )
-        clients = _local_clients(shared, executor, handoff, mailbox)
+        doorbells = [
+            worker_doorbell(window, fd)
+            for window, fd in zip(shared.client_windows, shared.doorbells, strict=False)
+        ]
+        holdings = Holdings(shared, memories, executor, doorbells)
+        holdings.begin()
+        clients = _local_clients(
+            shared, executor, handoff, mailbox, lambda: executor.idle() and not holdings.waiting()
+        )
         if clients is not None:
             clients.prepare()
         childsignals.ignore()
         safeguards.lock_memory(settings)
         every_window = [window.whole for window in shared.windows]
         prefault.prefault(settings, [*every_window, *(written.blocks for written in shared.written)])
+        if settings.mode == "swap":
+            holdings.rehearse()  # behind prefault, which has both allocators keep what that takes
     except StartupError as error:
         mailbox.answer(event="failed", exit_code=error.exit_code, message=str(error))
         return error.exit_code
@@ -166,12 +178,14 @@ def run(
     if clients is not None:
         clients.open()
     mailbox.answer(event="ready")
-    _serve(shared, executor, mailbox, clients)
+    _serve(shared, executor, holdings, mailbox, clients)
     if clients is not None:
         clients.close()
+    held = holdings.end()
     for memory in memories:
         try:
-            memory.zero_all()
+            if any(memory is each for each in held):
+                memory.zero_all()
         except DeviceError as error:
             log.error("zero_failed", detail=str(error))
         memory.close()
@@ -180,12 +194,16 @@ def run(
 
 
 def _local_clients(
-    shared: Shared, executor: Executor, handoff: socket.socket | None, mailbox: _Mailbox
+    shared: Shared,
+    executor: Executor,
+    handoff: socket.socket | None,
+    mailbox: _Mailbox,
+    idle: Callable[[], bool],
 ) -> LocalClients | None:
     if handoff is None:
         return None
     move = mailbox.move if shared.worker_windows else None
-    return LocalClients(shared, executor, handoff, mailbox.descriptor, move)
+    return LocalClients(shared, executor, handoff, mailbox.descriptor, idle, move)
 
 
 def _warn(shared: Shared) -> None:
@@ -198,7 +216,16 @@ def _warn(shared: Shared) -> None:
             logs.get().warning("unpinned", **what)
 
 
-def _serve(shared: Shared, executor: Executor, mailbox: _Mailbox, clients: LocalClients | None) -> None:
+def _serve(
+    shared: Shared,
+    executor: Executor,
+    holdings: Holdings,
+    mailbox: _Mailbox,
+    clients: LocalClients | None,
+) -> None:
+    def idle() -> bool:
+        return executor.idle() and not holdings.waiting()
+
     def abandoned() -> bool:
         """Whether neither the supervisor nor a client whose swap lies here is left."""
         if not mailbox.orphaned:
@@ -215,6 +242,8 @@ def _serve(shared: Shared, executor: Executor, mailbox: _Mailbox, clients: Local
         moved = executor.turn()
         if clients is not None and clients.turn():
             moved = True
+        if holdings.turn():
+            moved = True
         if moved:
             now = clock()
             executor.count(busy, now - started)
@@ -225,7 +254,9 @@ def _serve(shared: Shared, executor: Executor, mailbox: _Mailbox, clients: Local
             if spin and (clients is None or not clients.attached):
                 last, started = started, clock()
                 until = last + spin
-                while started < until and not executor.waiting() and not mailbox.pending():
+                while started < until and not (
+                    executor.waiting() or mailbox.pending() or holdings.waiting()
+                ):
                     started = clock()
                 if started < until:
                     continue
@@ -233,11 +264,12 @@ def _serve(shared: Shared, executor: Executor, mailbox: _Mailbox, clients: Local
             if clients is not None:
                 clients.sleep()
             else:
-                mailbox.sleep(executor)
+                mailbox.sleep(idle)
             started = clock()
         for message in mailbox.messages():
             if message["event"] == "drain_window":
                 executor.drain_window(message["window"])
+                holdings.forget(message["window"])
                 mailbox.answer(event="window_drained", window=message["window"])
             elif message["event"] == "stop":
                 return

@@ -41,6 +41,12 @@ class Suspects:
             del self._until_s[next(iter(self._until_s))]
             self._flag_anew()
 
+    def clear(self) -> None:
+        """The export has other memory from now on."""
+        if self._until_s:
+            self._until_s.clear()
+            self._flag_anew()
+
     def __bool__(self) -> bool:
         """Whether there is such a range."""
         self._forget_old()

@@ -1,4 +1,7 @@
-"""The canary: a 4 KiB read of each export that goes the way of a client's, through a ring and the engine."""
+"""The canary: a 4 KiB read of each export that goes the way of a client's, through a ring and the engine.
+
+Of an export whose memory is not held, as many bytes go to its device and back instead.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from ..shared.control import ControlWord
 from ..shared.counters import ERRNO_NAMES
 from ..shared.descriptors import ENTRIES, Op
 from ..shared.doorbell import worker_doorbell
+from ..shared.holds import HeldWords
 from ..shared.ring import SubmissionRing
 from ..shared.window import Word
 from . import threads
@@ -50,6 +54,7 @@ class Canary:
         self._window = shared.canary
         self._doorbell = worker_doorbell(shared.canary, shared.doorbells[-1])
         self._ring = SubmissionRing(shared.canary, shared.engine_doorbell, shared.control)
+        self._held = HeldWords(shared.control)
         self._lock = threading.Lock()
         self._outcome: Outcome | None = None
 
@@ -77,8 +82,12 @@ class Canary:
         if not exports:
             return Outcome("the engine is still starting", None, time.monotonic())
         first = self._ring.tail
+        turns = [self._held.turn(index) for index in range(len(exports))]
         for index, export in enumerate(exports):
-            self._push(index, int(export["size_bytes"]))
+            if self._held.held(index):
+                self._read(index, int(export["size_bytes"]))
+            else:
+                self._echo(index)
         self._ring.publish()
         if not self._wait(self._ring.tail, started + TIMEOUT_S):
             return self._late(progress)
@@ -86,7 +95,8 @@ class Canary:
         if self._ring.failed():
             for number, export in enumerate(exports, start=first):
                 status = self._ring.take_status(number)
-                if status and not problem:
+                changed = self._held.turn(number - first) != turns[number - first]
+                if status and not changed and not problem:
                     name = ERRNO_NAMES.get(status, str(status))
                     problem = f"a read of export {export['name']} fails with {name}"
         ended = time.monotonic()
@@ -101,10 +111,18 @@ class Canary:
         problem = "" if busy else f"the engine has not answered for {TIMEOUT_S:g} s"
         return Outcome(problem, None, time.monotonic(), busy)
 
-    def _push(self, index: int, size_bytes: int) -> None:
-        length = min(READ_BYTES, size_bytes)
+    def _place(self, index: int) -> int:
         layout = self._window.layout
-        place = layout.rx_bytes + index * READ_BYTES % layout.tx_bytes
+        return layout.rx_bytes + index * READ_BYTES % layout.tx_bytes
+
+    def _echo(self, index: int) -> None:
+        """Bytes to the device of an export whose memory is not held, and back."""
+        place = self._place(index)
+        self._ring.push(Op.ECHO, index, 0, 1, 0, READ_BYTES, place, READ_BYTES)
+
+    def _read(self, index: int, size_bytes: int) -> None:
+        length = min(READ_BYTES, size_bytes)
+        place = self._place(index)
         offset = random.randrange((size_bytes - length) // READ_BYTES + 1) * READ_BYTES
         self._ring.push(Op.COPY_OUT, index, 0, 1, place, place + length, offset, length)
 

@@ -7,7 +7,7 @@ from typing import Any
 #: Labels of vramblk_device_info and keys of "device" in the status document.
 KEYS = ("name", "type", "vendor", "driver", "platform", "pci", "pinned")
 
-_EXPORT_KEYS = ("name", "size_bytes", "arena_bytes", "read_only", "mode")
+_EXPORT_KEYS = ("name", "size_bytes", "arena_bytes", "read_only", "mode", "allocate")
 
 
 def export_of(entry: dict[str, Any]) -> dict[str, Any]:

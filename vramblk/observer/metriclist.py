@@ -88,6 +88,13 @@ METRICS: tuple[MetricInfo, ...] = (
         ("export",),
         "once the engine is ready",
     ),
+    MetricInfo(
+        "vramblk_export_held",
+        GAUGE,
+        "1 while the memory of the export is held, 0 while it is given back.",
+        ("export",),
+        "once the engine is ready",
+    ),
     MetricInfo("vramblk_engine_batches_total", COUNTER, "Batches that the engine has executed."),
     MetricInfo("vramblk_engine_busy_seconds_total", COUNTER, "Time in which the engine executed batches."),
     MetricInfo(

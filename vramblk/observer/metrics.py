@@ -16,6 +16,7 @@ from .. import __version__
 from ..shared.context import Shared
 from ..shared.control import ControlWord, State
 from ..shared.counters import BATCH_BOUNDS, ERRNO_NAMES, LATENCY_BOUNDS_NS, OPS
+from ..shared.holds import HeldWords
 from ..swap.hostmemory import min_free_bytes
 from ..system import proc
 from . import processes
@@ -51,6 +52,7 @@ class Metrics(Collector):
         self._health_check = health_check
         self._gpus = gpus
         self._written = written
+        self._held = HeldWords(shared.control)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -141,6 +143,10 @@ class Metrics(Collector):
         yield _simple(
             "vramblk_export_written_bytes",
             (((each["name"],), self._written.bytes_of(index)) for index, each in enumerate(exports)),
+        )
+        yield _simple(
+            "vramblk_export_held",
+            (((each["name"],), self._held.held(index)) for index, each in enumerate(exports)),
         )
         yield _simple(
             "vramblk_device_info",

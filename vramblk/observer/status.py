@@ -16,6 +16,7 @@ from ..config.settings import Settings
 from ..shared.context import Shared
 from ..shared.control import ControlWord, State
 from ..shared.counters import ENGINE_SCALARS, ERRNO_NAMES, OPS
+from ..shared.holds import HeldWords
 from ..shared.window import Window, Word
 from ..swap.hostmemory import min_free_bytes
 from ..system import proc
@@ -51,6 +52,7 @@ class StatusDocument:
         self._gpus = gpus
         self._written = written
         self._files = files
+        self._held = HeldWords(shared.control)
 
     def build(self) -> dict[str, Any]:
         """The document, plain JSON values."""
@@ -120,6 +122,8 @@ class StatusDocument:
             {
                 **export_of(export),
                 "max_connections": self._shared.settings.exports[index].places,
+                "held": self._held.held(index),
+                "missing_bytes": self._held.missing(index) or None,
                 "written_bytes": self._written.bytes_of(index),
                 "requests": dict(zip(OPS, totals.requests[index].tolist(), strict=True)),
                 "bytes": dict(zip(OPS[:2], totals.payload_bytes[index, :2].tolist(), strict=True)),

@@ -16,7 +16,7 @@ from ..config.exposure import (
     shared_swap_sockets,
 )
 from ..config.settings import Settings
-from ..config.units import format_days
+from ..config.units import format_days, format_size
 from ..swap.hostmemory import HAZARDS
 from ..system.certificate import WARNING_S, as_date
 from .devices import is_cpu
@@ -50,6 +50,7 @@ def _find(document: dict[str, Any], settings: Settings) -> Iterator[OperatorWarn
     yield from _processes(document)
     yield from _socket_files(document)
     yield from _memory(document)
+    yield from _missing(document)
     yield from _drain(document)
     if settings.mode == "swap":
         yield from _swap(document)
@@ -162,6 +163,19 @@ def _memory(document: dict[str, Any]) -> Iterator[OperatorWarning]:
             "Grant CAP_IPC_LOCK or raise ulimit -l. It does not matter for scratch disks on a machine with "
             "free memory.",
         )
+
+
+def _missing(document: dict[str, Any]) -> Iterator[OperatorWarning]:
+    for export in document["exports"]:
+        if export["missing_bytes"]:
+            missing, size = format_size(export["missing_bytes"]), format_size(export["size_bytes"])
+            yield OperatorWarning(
+                "memory_missing",
+                "error",
+                f"A client of export {export['name']} was refused: {missing} of its {size} were missing on "
+                f"{export['device']['name']}.",
+                "Free memory of the device and attach again, or serve less: --size, --slices.",
+            )
 
 
 def _drain(document: dict[str, Any]) -> Iterator[OperatorWarning]:

@@ -36,6 +36,8 @@ class Negotiation:
         starved: the kernel had no memory for a send or a receive; try again a little later.
         wants_fence: the client has chosen an export, and the answer waits for ``pass_fence``. However long
             the engine needs for that, it is not the client that is slow; the only event is that it has gone.
+        wants_hold: the client has chosen an export whose memory is not held yet, and the answer waits for
+            ``answer_hold``, as for a fence, which comes afterwards.
         refusal: why the last option before the end was refused; empty if it was not. ABORT is not counted.
     """
 
@@ -48,7 +50,7 @@ class Negotiation:
         exports: Sequence[ExportInfo],
         tls: TlsPolicy,
         tls_context: Callable[[], ssl.SSLContext | None],
-        admit: Callable[[int], str] | None = None,
+        admit: Callable[[int], str | None] | None = None,
     ) -> None:
         self.sock = sock
         self.fd = sock.fileno()
@@ -59,8 +61,8 @@ class Negotiation:
         self.interest: int = select.EPOLLIN
         self.orderly = False
         self.received_ns = 0
-        self.starved = self.wants_fence = False
-        self._fenced = False
+        self.starved = self.wants_fence = self.wants_hold = False
+        self._fenced = self._resumes = False
         self.refusal = ""
         self._heard = False
         self._tls_context = tls_context
@@ -76,7 +78,7 @@ class Negotiation:
 
         Returns:
             Begin when transmission starts, the reason when the connection is to be closed,
-            None while the client has to act, or a fence to be passed.
+            None while the client has to act, or a fence to be passed, or memory to be held.
         """
         self.starved = False
         try:
@@ -95,6 +97,16 @@ class Negotiation:
         """Ask the kernel whether the client is gone."""
         return is_gone(self.sock)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is the engine's turn, and not the client's."""
+        return self.wants_fence or self.wants_hold
+
+    def answer_hold(self) -> None:
+        """Whether the memory is held can be asked again, by ``advance``."""
+        self.wants_hold, self._resumes = False, True
+        self.deadline = min(self.deadline, time.monotonic() + DEADLINE_S)
+
     def pass_fence(self) -> None:
         """What the client has chosen may be answered now."""
         self.wants_fence, self._fenced = False, True
@@ -107,6 +119,9 @@ class Negotiation:
 
     def _advance(self) -> Begin | str | None:
         taken = False
+        if self._resumes:
+            self._resumes = False
+            self._take(self._handshake.resume())
         while True:
             if self._begin is not None and not self._fenced:
                 if not self.wants_fence:
@@ -121,6 +136,12 @@ class Negotiation:
                 return self._close
             if self._begin is not None:
                 return self._begin
+            if self._handshake.waiting:
+                if not self.wants_hold:
+                    self.wants_hold = True
+                    self.deadline = math.inf
+                self.interest = hang_up(self.sock)
+                return None
             if self._start_tls:
                 self._wrap()
             if self._tls_pending and not self._shake_hands():

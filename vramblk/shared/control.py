@@ -16,6 +16,8 @@ from .counters import EngineCounters
 from .protection import map_read_only, seal
 
 _BYTES = 1 << 18
+#: Two cells for each export, in the first page behind all words; see holds.py.
+_HELD_OFFSET = 2048
 _COUNTERS_OFFSET = 4096
 _EXPORT_TABLE_OFFSET = 8192
 
@@ -63,6 +65,9 @@ class Control:
         self._whole = np.frombuffer(mapping, np.uint8)
         whole = memoryview(mapping)
         self.words = whole[:_COUNTERS_OFFSET].cast("Q")
+        half = (_COUNTERS_OFFSET - _HELD_OFFSET) // 2
+        self.held = whole[_HELD_OFFSET : _HELD_OFFSET + half].cast("Q")
+        self.missing = whole[_HELD_OFFSET + half : _COUNTERS_OFFSET].cast("Q")
         self.engine_counters = EngineCounters(whole[_COUNTERS_OFFSET:_EXPORT_TABLE_OFFSET])
         self._length = whole[_EXPORT_TABLE_OFFSET : _EXPORT_TABLE_OFFSET + 8].cast("Q")
         self._text = whole[_EXPORT_TABLE_OFFSET + 8 :]

@@ -50,6 +50,9 @@ class Word(IntEnum):
     FENCE_TAIL = 13  # engine: the entry from which on it holds this window until FENCES_SEEN is FENCES
     FENCE_ASKED = 14  # worker: fences that it has asked for
     FENCE_PASSED = 15  # engine: FENCE_ASKED as it was when the fence that has been passed was begun
+    HOLDS_ASKED = 17  # worker: changes of its clients' choice of exports; see holds.py
+    HOLDS_SEEN = 18  # engine: HOLDS_ASKED as it was when the engine has looked at the choice
+    HOLDS_ANSWERED = 19  # engine: HOLDS_ASKED after which every chosen export is held, or cannot be
     CANARY_FAILED_NS = 16  # observer, in its own window: monotonic time since which the canary fails, or 0
 
 

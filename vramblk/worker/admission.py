@@ -7,6 +7,7 @@ from ..shared.context import Shared
 from ..shared.places import Places
 from ..shared.window import Window, Word
 from ..system import logs
+from .holds import Holds
 
 _WORD = (1 << 64) - 1
 
@@ -14,7 +15,8 @@ _WORD = (1 << 64) - 1
 class Admission:
     """Counts clients in and out, in the window's words and counters."""
 
-    def __init__(self, shared: Shared, window: Window, lanes: int) -> None:
+    def __init__(self, shared: Shared, window: Window, lanes: int, holds: Holds) -> None:
+        self.holds = holds
         self.lanes = Lanes(window.layout.rx_bytes, window.layout.tx_bytes, lanes)
         self._exports = shared.settings.exports
         self._places = Places(shared.places_fd)
@@ -29,7 +31,20 @@ class Admission:
         self._window.counters.add("connections_opened")
         self._add(Word.CONNECTIONS, 1)
 
-    def take_place(self, export: int, slot: int, peer: str) -> str:
+    def enter(self, export: int, slot: int, peer: str) -> str | None:
+        """Whether a connection may begin transmission: nothing, why not, or None: ask again later.
+
+        It takes a place at the export, and has the engine hold its memory.
+        """
+        if not self.holds.is_claimed(slot, export) and (reason := self._take_place(export, slot, peer)):
+            self.holds.give_back(slot)
+            return reason
+        verdict = self.holds.enter(slot, export, peer)
+        if verdict:
+            self._places.give_back(slot)
+        return verdict
+
+    def _take_place(self, export: int, slot: int, peer: str) -> str:
         """Take a place at an export; gives why there is none."""
         settings = self._exports[export]
         most = settings.places
@@ -56,6 +71,7 @@ class Admission:
     def give_away(self, lane: Lane | None) -> None:
         """The same of a connection that another process serves from now on, which the supervisor counts."""
         if lane is not None:
+            self.holds.give_back(lane.slot)
             self._places.give_back(lane.slot)
             self._window.free_connection(lane.slot)
             self.lanes.give_back(lane)

@@ -25,6 +25,7 @@ from .admission import Admission
 from .connections import Connections
 from .fences import Fences
 from .handoffs import Handoffs
+from .holds import Holds
 from .negotiations import Negotiations
 from .pollset import STARVED_S, PollSet
 
@@ -72,7 +73,8 @@ class ClientLoop:
             SubmissionRing(window, shared.engine_doorbell, shared.control), window.counters
         )
         self.pollset = pollset = PollSet()
-        self.admission = admission = Admission(shared, window, lanes)
+        self.holds = holds = Holds(shared, window, submissions)
+        self.admission = admission = Admission(shared, window, lanes, holds)
         self.handoffs = Handoffs(handoff, admission)
         self.connections = connections = Connections(
             window, submissions, admission, pollset, timing, construct
@@ -123,6 +125,9 @@ class ClientLoop:
         for connection in touched:
             connection.resume()  # first of all: the engine has work again while the replies are sent
             connection.flush()
+        if self.holds.changed:
+            progress = True
+            self.negotiations.answer_holds()
         if self.fences.asking and self.fences.passed:
             progress = True
             self.negotiations.pass_fence()
@@ -210,6 +215,7 @@ class ClientLoop:
             self.submissions.has_complete
             or self.fences.unseen
             or (bool(self.fences.asking) and self.fences.passed)
+            or self.holds.changed
             # Whose turn it is to zero may have changed after that connection was looked at.
             or self.submissions.zeroing.is_open
         )
@@ -242,7 +248,7 @@ class ClientLoop:
                 self.connections.refresh(connection)
             elif (negotiation := self.negotiations.by_fd.get(fd)) is not None:
                 progress = True
-                if not negotiation.wants_fence:
+                if not negotiation.waits:
                     self.negotiations.go_on(negotiation)
                 elif negotiation.is_gone():  # the event may be of another socket that had this number
                     self.negotiations.drop(negotiation, "the client has gone")

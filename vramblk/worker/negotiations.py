@@ -75,7 +75,7 @@ class Negotiations:
             negotiation = Negotiation(
                 client.sock, client.peer, client.number, lane, self.infos, self._tls_policy,
                 lambda: self._handoffs.tls_context,
-                lambda export: self._take_place(export, lane, client.peer),
+                lambda export: self._enter(export, lane, client.peer),
             )  # fmt: skip
         except Exception:
             self._submissions.recover(self._log.bind(client=client.peer))
@@ -89,12 +89,12 @@ class Negotiations:
         self._pollset.add(negotiation)
         self.go_on(negotiation)
 
-    def _take_place(self, export: int, lane: Lane, peer: str) -> str:
-        """Take a place at an export, also one that a client has left whose connection is not closed yet."""
+    def _enter(self, export: int, lane: Lane, peer: str) -> str | None:
+        """As ``Admission.enter``; a client that has left gives up its place although its connection is not closed yet."""
         for connection in self._connections.lose_gone():
             self._admission.leave_place(connection.lane)
             self._connections.refresh(connection)
-        return self._admission.take_place(export, lane.slot, peer)
+        return self._admission.enter(export, lane.slot, peer)
 
     def _make_way(self, number: int) -> str:
         """Close the negotiation of this number for a new client; gives why that is not done.
@@ -102,7 +102,7 @@ class Negotiations:
         One that has chosen an export waits for the engine alone, so it stays as a connection does.
         """
         for negotiation in self.by_fd.values():
-            if negotiation.number == number and not negotiation.wants_fence:
+            if negotiation.number == number and not (negotiation.wants_fence or negotiation.wants_hold):
                 self.drop(negotiation, "unfinished when a new client needed its place")
                 return ""
         there = [each.number for each in self.by_fd.values()]
@@ -131,6 +131,9 @@ class Negotiations:
         elif negotiation.wants_fence:
             self._pollset.wait_for(negotiation, negotiation.interest)
             self._fences.wait(negotiation)
+        elif negotiation.wants_hold:
+            self._pollset.wait_for(negotiation, negotiation.interest)
+            self._admission.holds.wait(negotiation)
         else:
             self._pollset.wait_for(negotiation, 0 if negotiation.starved else negotiation.interest)
             if negotiation.starved:
@@ -148,6 +151,13 @@ class Negotiations:
             if self.by_fd.get(negotiation.fd) is negotiation:
                 self.go_on(negotiation)
         self._fences.ask_next()
+
+    def answer_holds(self) -> None:
+        """Go on with the negotiations that have waited for the engine to hold an export's memory."""
+        for negotiation in self._admission.holds.take_waiting():
+            if self.by_fd.get(negotiation.fd) is negotiation:
+                negotiation.answer_hold()
+                self.go_on(negotiation)
 
     def expire(self) -> None:
         """Close negotiations that are too slow, or that a drain has overtaken."""
