@@ -15,11 +15,13 @@ import numpy as np
 
 from ..config.units import Size
 from ..shared.descriptors import Columns
+from . import systemram
 from .arenas import plan_arenas
 from .base import (
     MAXIMUM_ARENA_BYTES,
     Batch,
     DeviceError,
+    MissingMemory,
     Pattern,
     Progress,
     Run,
@@ -222,6 +224,8 @@ class MappedMemory:
         self.target.give_back(self._start, self.size_bytes)
 
     def take(self) -> Iterator[None]:
+        if self.target.in_ram and (missing := systemram.missing_bytes(self.size_bytes)):
+            raise MissingMemory(f"map:{self.target.path}: system RAM for {self.size_bytes} bytes", missing)
         self.target.reserve_again(self._start, self.size_bytes)
         self._unsigned.clear()
         for _ in proof(self, SHORT_STEP_BYTES):

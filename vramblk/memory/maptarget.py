@@ -50,6 +50,11 @@ class MapTarget:
     users: int
     is_file: bool
 
+    @property
+    def in_ram(self) -> bool:
+        """Whether its pages are system RAM that has to be taken anew once it was given back."""
+        return self.is_file and proc.file_system(os.fstat(self.descriptor).st_dev) in _CHARGED_FILE_SYSTEMS
+
     def give_back(self, offset: int, length: int) -> None:
         """Have the file system free the pages of a range, whose content becomes zero; of a device nothing."""
         if self.is_file:

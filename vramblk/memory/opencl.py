@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from ..shared import stages
 from ..shared.descriptors import places
+from . import systemram
 from .arenas import split
 from .base import (
     Batch,
@@ -40,6 +41,7 @@ from .base import (
 )
 from .copies import Copies, QueuedCopies
 from .devicechecksums import DeviceChecksums, checksum_bytes
+from .devices import CPU
 from .hotcalls import failed
 from .opendevice import OpenDevice
 from .patterns import BLOCK_BYTES, SHORT_STEP_BYTES, bad_ranges, proof, prove, zeroing
@@ -434,6 +436,8 @@ class OpenCLMemory:
 
     def take(self) -> Iterator[None]:
         allocated = 0
+        if self._device.info.type == CPU and (missing := systemram.missing_bytes(self.size_bytes)):
+            raise MissingMemory(f"system RAM for {self.size_bytes} bytes", missing)
         try:
             for done in self._allocating():
                 allocated = done

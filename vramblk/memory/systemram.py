@@ -59,6 +59,14 @@ def require_room(wanted_bytes: int, beside_bytes: int, root: Path = proc.ROOT) -
     )
 
 
+def missing_bytes(wanted_bytes: int, root: Path = proc.ROOT) -> int:
+    """How much system RAM there is too little for an export that is to be taken while others are served.
+
+    It has to be asked: the kernel promises more than it has, and kills the engine when that shows.
+    """
+    return max(0, wanted_bytes - available_bytes(root))
+
+
 def usable_bytes(device_bytes: int, beside_bytes: int, root: Path = proc.ROOT) -> int:
     """What exports on a CPU device can have in all: a share of what is available, within every limit."""
     usable = int(min(device_bytes, available_bytes(root)) * CPU_SHARE)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from vramblk.config.units import parse_size
+from vramblk.memory import systemram
 from vramblk.memory.arenas import plan_arenas
 from vramblk.memory.base import DeviceError, MissingMemory, Pattern
 from vramblk.memory.devices import CPU, discover
@@ -114,6 +115,17 @@ def test_memory_that_cannot_be_zeroed_is_freed(device: Scarce) -> None:
     memory.close()
 
 
+def test_system_ram_is_asked_for_before_it_is_taken(
+    memory: OpenCLMemory, device: Scarce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel would not refuse it, but kill the engine, and with it all other exports."""
+    monkeypatch.setattr(systemram, "available_bytes", lambda *_: 12 * MIB)
+    before = device.left
+    with pytest.raises(MissingMemory) as caught:
+        next(memory.take())
+    assert (caught.value.missing_bytes, device.left) == (4 * MIB, before)
+
+
 def test_a_file_system_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pages are given back at release, and reserved before anything is written."""
     path = Path(f"/dev/shm/vramblk-unit-{os.getpid()}")
@@ -127,6 +139,11 @@ def test_a_file_system_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*_: int) -> None:
             raise OSError(errno.ENOSPC, "no space")
 
+        with monkeypatch.context() as patch:
+            patch.setattr(systemram, "available_bytes", lambda *_: MIB)
+            with pytest.raises(MissingMemory) as caught:
+                next(memory.take())
+            assert (caught.value.missing_bytes, path.stat().st_blocks) == (3 * MIB, 0)
         with monkeypatch.context() as patch:
             patch.setattr(os, "posix_fallocate", full)
             patch.setattr(os, "fstatvfs", lambda _: type("Room", (), {"f_bavail": 256, "f_frsize": 4096}))
