@@ -22,8 +22,8 @@ Start = Callable[..., Server]
 MIB = 1 << 20
 PROGRAM = (sys.executable, str(Path(__file__).with_name("holding_server.py")))
 ATTACH = ("--allocate", "attach")
-#: All clients served by workers, by the engine, and as it comes.
-WHO = ("2", "0", "")
+#: All clients served by the engine, and as it comes: the first local one by the engine, the others by workers.
+WHO = ("0", "")
 
 
 def of(workers: str) -> tuple[str, ...]:

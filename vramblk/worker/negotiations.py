@@ -90,7 +90,7 @@ class Negotiations:
         self.go_on(negotiation)
 
     def _enter(self, export: int, lane: Lane, peer: str) -> str | None:
-        """As ``Admission.enter``; a client that has left gives up its place although its connection is not closed yet."""
+        """As ``Admission.enter``, after clients that have left gave up their places, closed or not."""
         for connection in self._connections.lose_gone():
             self._admission.leave_place(connection.lane)
             self._connections.refresh(connection)
