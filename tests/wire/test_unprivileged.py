@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import REPOSITORY, Server, eventually
+from .harness import REPOSITORY, Server, eventually, requires
 from .test_worker_memory import MIB
 
 pytestmark = [pytest.mark.wire, pytest.mark.skipif(os.geteuid() != 0, reason="requires root")]
@@ -186,18 +186,30 @@ def test_a_server_that_only_root_can_read_serves(start: Start, tmp_path: Path) -
         assert not [line for line in server.raw_lines if "observer_" in line or "exception" in line]
 
 
-@pytest.mark.parametrize("lacking", ["setuid", "setgid", "kill"])
-def test_without_the_right_to_change_uids_it_serves_as_before(start: Start, lacking: str) -> None:
+#: What each machine lacks, and how the event names it.
+LACKING = {
+    "setuid": (("setpriv", "--bounding-set=-setuid"), "change its uid"),
+    "setgid": (("setpriv", "--bounding-set=-setgid"), "change its uid"),
+    "kill": (("setpriv", "--bounding-set=-kill"), "cannot be killed"),
+    "hidepid": (
+        ("unshare", "-m", "sh", "-c", 'mount -t proc -o hidepid=2 proc /proc && exec "$@"', "sh"),
+        "hidepid=0",
+    ),
+}
+
+
+@requires("setpriv")
+@pytest.mark.parametrize("lacking", LACKING)
+def test_where_children_cannot_have_other_uids_it_serves_as_before(start: Start, lacking: str) -> None:
     """One event says what is missing and how to grant it."""
-    if not shutil.which("setpriv"):
-        pytest.skip("requires setpriv")
-    program = ("setpriv", f"--bounding-set=-{lacking}", sys.executable, "-m", "vramblk")
-    server = start("--workers", "1", program=program)
+    command, named = LACKING[lacking]
+    server = start("--workers", "1", program=(*command, sys.executable, "-m", "vramblk"))
     event = server.wait_event("uid_not_changed")
-    assert event["level"] == "warning" and event["detail"] and "CAP_SETUID" in event["remedy"]
+    assert event["level"] == "warning" and named in event["detail"] and "CAP_SETUID" in event["remedy"]
     assert status_of(server.named("worker")[0])["Uid"].split() == ["0"] * 4
     with server.client() as client:
         assert client.read(0, 6) == bytes(6)
+    assert server.get("/readyz")[0] == 200
     os.kill(server.named("worker")[0], signal.SIGKILL)
     server.wait_event("worker_restarted")
     assert server.stop() == 0

@@ -161,4 +161,6 @@ def _outcome(uid: int) -> bytes:
         _become(uid)
     except OSError as error:
         return f"a child cannot change its uid: {error.strerror}".encode()
+    if not proc.alive(os.getppid()):  # the observer would take the engine for dead
+        return b"another uid does not see this process; /proc must be mounted with hidepid=0"
     return b"became"
