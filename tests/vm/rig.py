@@ -25,7 +25,7 @@ PROJECT = HERE.parent.parent
 #: The kernel, 107 MiB of locked server and 16 of reserve leave 74 to swap; 192 ended in the OOM killer once in two runs.
 RAM_MIB = 224
 SWAP_MIB = 480
-#: Two more exports are slabs and memory of 12 MiB each that cannot be swapped, and the clients are locked too.
+#: Two more exports are slabs of 4 MiB each that cannot be swapped, and the clients are locked too.
 RAM_MIB_OF = {"hostile.sh": RAM_MIB + 2 * 28}
 SILENCE_S = 400  # a server stopped for 45 s, or a case that verifies in silence on a machine with other work
 

@@ -5,8 +5,8 @@
  * KIND is storm (garbage, half a greeting, lengths of 4 GiB, half a request, 500 connects; again and again), unread (asks
  * for 1 MiB again and again and reads no reply) or scrape (asks 30 times for /metrics and reads nothing, always anew).
  * storm and unread enter the export that is called like them. storm also tries to enter the first export, which has its
- * client, and must be refused there. Locked in memory, so that it goes on while there is none. Prints how often it did
- * what. Exit status 0, or 1 if it never got through, or got into the first export.
+ * client, and must be refused there. Neither writes where a client may write. Locked in memory, so that it goes on while
+ * there is none. Prints how often it did what. Exit status 0, or 1 if it never got through, or got into the first export.
  */
 #include <errno.h>
 #include <fcntl.h>

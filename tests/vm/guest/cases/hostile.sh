@@ -1,14 +1,17 @@
 # shellcheck shell=sh disable=SC2154,SC2034,SC2086,SC2046,SC3045
 # Promise 18: hostile clients on other connections change nothing for the one that carries swap. None of them gets into
-# its export, so each has one of its own, which the same thread of the engine serves.
+# its export, so each has one of its own, which the same thread of the engine serves. There is one device of memory, so
+# these lie over the first 4 MiB of it: their clients only read.
 clients=
 missed=
-for each in storm unread; do mknod "/dev/zero.$each" c 1 5; done
+for each in storm unread; do
+    mknod "/dev/mmapper.$each" c "$((0x$(stat -c %t /dev/mmapper)))" "$((0x$(stat -c %T /dev/mmapper)))"
+done
 cat >/run/exports.yaml <<EOF
 exports:
   - {name: vram, size: ${VM_SWAP_MIB}M, mode: swap, device: "map:/dev/mmapper"}
-  - {name: storm, size: 4M, mode: swap, device: "map:/dev/zero.storm"}
-  - {name: unread, size: 4M, mode: swap, device: "map:/dev/zero.unread"}
+  - {name: storm, size: 4M, mode: swap, device: "map:/dev/mmapper.storm"}
+  - {name: unread, size: 4M, mode: swap, device: "map:/dev/mmapper.unread"}
 EOF
 swap_options="--config /run/exports.yaml --listen-addr unix:/run/vramblk/nbd.sock"
 start_server
