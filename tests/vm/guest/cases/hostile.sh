@@ -1,7 +1,7 @@
 # shellcheck shell=sh disable=SC2154,SC2034,SC2086,SC2046,SC3045
 # Promise 18: hostile clients on other connections change nothing for the one that carries swap. None of them gets into
 # its export, so each has one of its own, which the same thread of the engine serves. There is one device of memory, so
-# these lie over the first 4 MiB of it: their clients only read.
+# these lie over the first 4 MiB of it: their clients only read, and their memory is held, as giving it back zeroes it.
 clients=
 missed=
 for each in storm unread; do
@@ -10,8 +10,8 @@ done
 cat >/run/exports.yaml <<EOF
 exports:
   - {name: vram, size: ${VM_SWAP_MIB}M, mode: swap, device: "map:/dev/mmapper"}
-  - {name: storm, size: 4M, mode: swap, device: "map:/dev/mmapper.storm"}
-  - {name: unread, size: 4M, mode: swap, device: "map:/dev/mmapper.unread"}
+  - {name: storm, size: 4M, mode: swap, allocate: start, device: "map:/dev/mmapper.storm"}
+  - {name: unread, size: 4M, mode: swap, allocate: start, device: "map:/dev/mmapper.unread"}
 EOF
 swap_options="--config /run/exports.yaml --listen-addr unix:/run/vramblk/nbd.sock"
 start_server
