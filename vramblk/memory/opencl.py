@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -435,9 +435,19 @@ class OpenCLMemory:
             self._free()
 
     def take(self) -> Iterator[None]:
-        allocated = 0
         if self._device.info.type == CPU and (missing := systemram.missing_bytes(self.size_bytes)):
             raise MissingMemory(f"system RAM for {self.size_bytes} bytes", missing)
+        taken = False
+        try:
+            yield from self._taking()
+            taken = True
+        finally:
+            if not taken:
+                self._free()
+
+    def _taking(self) -> Iterator[None]:
+        """As ``take``, but what is allocated stays on failure."""
+        allocated = 0
         try:
             for done in self._allocating():
                 allocated = done
@@ -451,19 +461,14 @@ class OpenCLMemory:
         except DeviceError as error:
             failure = self._device.drained(error)
             if failure.errno != errno.ENOMEM or failure.lost:
-                self._free()
                 raise failure from None
             missing = self.size_bytes - allocated
             if missing:
                 self._drop_behind(allocated)
-                missing -= self._room(missing)
+                missing -= yield from self._room(missing)
             elif self._checksums is not None:
                 missing = checksum_bytes(self.size_bytes)
-            self._free()
             raise MissingMemory(failure.detail, max(missing, BLOCK_BYTES)) from None
-        except BaseException:
-            self._free()
-            raise
 
     def _drop_behind(self, size_bytes: int) -> None:
         """Free the arena that lies behind so many bytes and could not be touched, if it was made."""
@@ -471,25 +476,28 @@ class OpenCLMemory:
             self._handles.pop()
             self._device.free(self._buffers.pop())
 
-    def _room(self, most: int) -> int:
+    def _room(self, most: int) -> Generator[None, None, int]:
         """Bytes up to ``most`` that can be allocated and touched beside what there is; freed again."""
         found, buffers = 0, []
         step = min(most, self.arena_bytes)
-        while found < most and step >= _SMALLEST_ROOM_BYTES:
-            size_bytes = min(step, most - found) // BLOCK_BYTES * BLOCK_BYTES
-            if not size_bytes:
-                break
-            try:
-                buffers.append(self._device.allocate(size_bytes))
-                self._zero_piece(int(buffers[-1].int_ptr), 0, size_bytes)
-                self._device.finish()
-                found += size_bytes
-            except DeviceError as error:
-                if self._device.drained(error).lost:
+        try:
+            while found < most and step >= _SMALLEST_ROOM_BYTES:
+                size_bytes = min(step, most - found) // BLOCK_BYTES * BLOCK_BYTES
+                if not size_bytes:
                     break
-                step //= 2
-        for buffer in buffers:
-            self._device.free(buffer)
+                try:
+                    buffers.append(self._device.allocate(size_bytes))
+                    self._zero_piece(int(buffers[-1].int_ptr), 0, size_bytes)
+                    self._device.finish()
+                    found += size_bytes
+                except DeviceError as error:
+                    if self._device.drained(error).lost:
+                        break
+                    step //= 2
+                yield
+        finally:
+            for buffer in buffers:
+                self._device.free(buffer)
         return found
 
     def close(self) -> None:

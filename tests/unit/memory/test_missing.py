@@ -69,9 +69,8 @@ def test_what_is_missing(memory: OpenCLMemory, device: Scarce, left: int, missin
     assert memory.mismatches(0, memory.size_bytes, Pattern.ZERO) == []
 
 
+@pytest.mark.parametrize("memory", [True], indirect=True, ids=["checksums"])
 def test_no_room_for_the_checksums(memory: OpenCLMemory, device: Scarce) -> None:
-    if memory._checksums is None:
-        pytest.skip("without checksums")
     device.left = 16 * MIB
     with pytest.raises(MissingMemory) as caught:
         for _ in memory.take():
@@ -80,14 +79,16 @@ def test_no_room_for_the_checksums(memory: OpenCLMemory, device: Scarce) -> None
     assert device.left == 16 * MIB
 
 
-def test_taking_that_is_given_up_frees_everything(memory: OpenCLMemory, device: Scarce) -> None:
-    before = device.left
-    taking = memory.take()
-    for _ in range(3):
-        next(taking)
-    assert device.left < before
-    taking.close()
-    assert device.left == before
+@pytest.mark.parametrize("left", [1 << 40, 7 * MIB], ids=["enough", "too little"])
+def test_taking_that_is_given_up_frees_everything(memory: OpenCLMemory, device: Scarce, left: int) -> None:
+    """At whatever step, also while it is found out how much is missing."""
+    for steps in range(1, 5):
+        device.left = left
+        taking = memory.take()
+        for _ in range(steps):
+            next(taking)
+        taking.close()
+        assert device.left == left, steps
 
 
 def test_memory_that_fails_its_proof_is_freed(memory: OpenCLMemory, device: Scarce) -> None:
