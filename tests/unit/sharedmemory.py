@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import weakref
+from contextlib import suppress
 
 from vramblk.config.settings import Settings, load_settings
 from vramblk.shared import context
 from vramblk.shared.context import Shared
 from vramblk.shared.control import Control
+from vramblk.shared.doorbell import Bell
 from vramblk.shared.window import WindowLayout
 from vramblk.shared.written import WrittenMap
 from vramblk.supervisor.sizing import lanes_per_worker
@@ -32,9 +34,26 @@ def share(
     for written in shared.written:
         weakref.finalize(written, os.close, written._fd)
     # A ring keeps its doorbell's number, and of all this only the control page.
-    for descriptor in (*shared.doorbells, shared.engine_doorbell, shared.places_fd, shared.control._fd):
+    for descriptor in (
+        *(end for bell in (*shared.doorbells, shared.engine_doorbell) for end in bell),
+        shared.places_fd, shared.control._fd,
+    ):
         weakref.finalize(shared.control.words.obj, os.close, descriptor)
     return shared
+
+
+def fill(bell: Bell) -> None:
+    """Ring until no more rings go in."""
+    with suppress(BlockingIOError):
+        while True:
+            os.write(bell.writer, b"\1")
+
+
+def rings(bell: Bell) -> bool:
+    """Whether it was rung; it is silent then."""
+    with suppress(BlockingIOError):
+        return bool(os.read(bell.reader, 1 << 16))
+    return False
 
 
 def make_control() -> Control:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 
 from tests.unit.sharedmemory import make_shared
@@ -16,7 +15,7 @@ def test_what_only_its_owner_waits_for_is_no_progress() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         loop = ClientLoop(shared, 0, theirs, 1)
-        loop.pollset.watch(shared.engine_doorbell)
+        loop.pollset.watch(shared.engine_doorbell.reader)
         assert not loop.poll(0) and not loop.called
-        os.eventfd_write(shared.engine_doorbell, 1)
+        shared.engine_doorbell.ring()
         assert not loop.poll(0) and loop.called

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from tests.unit.sharedmemory import fill
 from tests.unit.windows import BLOCK, Windows
 from vramblk.shared.descriptors import ENTRIES
 from vramblk.shared.window import Word
@@ -97,7 +96,7 @@ def test_a_corrupt_ring_is_served_again_after_its_window_was_made_clean() -> Non
 def test_a_full_doorbell_does_not_end_the_engine() -> None:
     """A worker holds its own doorbell and can fill it; what it is owed is done, and others are served."""
     windows = Windows(2)
-    os.eventfd_write(windows.shared.doorbells[0], (1 << 64) - 2)
+    fill(windows.shared.doorbells[0])
     windows.window(0).store(Word.WORKER_SLEEPING, 1)
     number, _ = windows.read(0, 0, BLOCK)
     other, _ = windows.read(1, 0, BLOCK)

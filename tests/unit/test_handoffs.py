@@ -11,6 +11,7 @@ import pytest
 
 from vramblk.nbd.events import Begin
 from vramblk.shared import moves
+from vramblk.shared.doorbell import make_bell
 from vramblk.shared.window import WindowLayout, make_windows
 from vramblk.supervisor.handoffs import Handoffs
 
@@ -18,11 +19,12 @@ from vramblk.supervisor.handoffs import Handoffs
 @pytest.fixture
 def handoffs() -> Iterator[Handoffs]:
     [window] = make_windows([WindowLayout(4096, 4096, 1)])
-    doorbell = os.eventfd(0, os.EFD_NONBLOCK)
+    doorbell = make_bell()
     found = Handoffs(window, doorbell)
     yield found
     found.close()
-    os.close(doorbell)
+    for end in doorbell:
+        os.close(end)
 
 
 def give(handoffs: Handoffs, number: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
-from tests.unit.sharedmemory import make_shared
+from tests.unit.sharedmemory import fill, make_shared, rings
 from vramblk.config.settings import load_settings
 from vramblk.errors import PreconditionError, RuntimeFailure, StartupError
 from vramblk.shared.context import Shared
@@ -534,10 +534,10 @@ SWAP = ("--mode", "swap", "--listen-addr", "unix:/run/x.sock")
 
 
 def test_full_doorbells_and_a_garbled_state_hold_up_no_drain(loop: EventLoop, events: Events) -> None:
-    """A worker can fill a doorbell, and once could write the state."""
+    """A doorbell may be full, and a worker once could write the state."""
     shared = make()
     for doorbell in shared.doorbells:
-        os.eventfd_write(doorbell, (1 << 64) - 2)
+        fill(doorbell)
     drain = Drain(shared, loop, Clients())  # type: ignore[arg-type]
     drain.begin()
     shared.control.store(ControlWord.STATE, 99)
@@ -555,7 +555,7 @@ def test_drain_ends_with_the_last_client(loop: EventLoop, events: Events, mode: 
     worker_pool.names = worker_pool_before
     drain.begin()
     assert shared.control.state == State.DRAINING
-    assert all(os.eventfd_read(doorbell) for doorbell in shared.doorbells), "every worker is woken"
+    assert all(rings(doorbell) for doorbell in shared.doorbells), "every worker is woken"
     assert not drain.over
     worker_pool.names = ["tcp:b vram"]
     assert not drain.over

@@ -10,14 +10,13 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 import structlog
 
-from tests.unit.sharedmemory import make_shared, share
+from tests.unit.sharedmemory import make_shared, rings, share
 from vramblk.config.settings import Settings, load_settings
 from vramblk.errors import ConfigError, PreconditionError, RuntimeFailure
 from vramblk.serving.lanes import Lanes
@@ -175,8 +174,7 @@ class Family:
 
     def wake(self, index: int) -> None:
         """A worker that was standing still reads its doorbell."""
-        with suppress(BlockingIOError):
-            os.eventfd_read(self.shared.doorbells[index])
+        rings(self.shared.doorbells[index])
 
     def wait(self, seconds: float, *awake: int) -> list[int]:
         """Let time pass, in which these workers take what they are given; gives the numbers."""

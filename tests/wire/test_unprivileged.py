@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from .test_worker_memory import MIB
 
 pytestmark = [pytest.mark.wire, pytest.mark.skipif(os.geteuid() != 0, reason="requires root")]
 Start = Callable[..., Server]
+PIDFD_GETFD = 438
 
 #: Joins the namespaces and takes the uid, the groups and the capabilities of process argv[1], and then tries what
 #: whoever has taken that process over would try.
@@ -143,6 +145,56 @@ def mappings(pid: int) -> list[tuple[str, int, str]]:
         elif not key[:1].isupper():
             name = line.split(maxsplit=5)[5] if len(line.split(maxsplit=5)) > 5 else ""
     return found
+
+
+def spoil_doorbells(worker: int, engine: int, log: str) -> None:
+    """Make the doorbells that a worker has blocking, and fill them, as whoever has taken it over can."""
+    call, process = ctypes.CDLL(None, use_errno=True).syscall, os.pidfd_open(worker)
+    heard = {os.readlink(path) for path in Path(f"/proc/{engine}/fd").iterdir() if int(path.name) > 2}
+    for path in Path(f"/proc/{worker}/fd").iterdir():
+        target = os.readlink(path)
+        if "eventfd" not in target and not (target.startswith("pipe:") and target in heard):
+            continue
+        if path.name == log:
+            continue
+        descriptor = call(PIDFD_GETFD, process, int(path.name), 0)
+        os.set_blocking(descriptor, False)
+        try:
+            while True:
+                os.write(descriptor, ((1 << 64) - 2).to_bytes(8, sys.byteorder))
+        except OSError:
+            pass
+        os.set_blocking(descriptor, True)
+        os.close(descriptor)
+    os.close(process)
+
+
+def log_pipe(worker: int, observer: int) -> str:
+    """Which descriptor of a worker is the log."""
+    read = {
+        os.readlink(path)
+        for path in Path(f"/proc/{observer}/fd").iterdir()
+        if not int(Path(f"/proc/{observer}/fdinfo/{path.name}").read_text().split()[3], 8) & os.O_ACCMODE
+    }
+    theirs = [path for path in Path(f"/proc/{worker}/fd").iterdir() if int(path.name) > 2]
+    return next(path.name for path in theirs if os.readlink(path) in read)
+
+
+def test_a_worker_holds_up_nobody_by_its_doorbells(start: Start) -> None:
+    """It stands still, its doorbells are full and would block: others are served, and SIGTERM is obeyed."""
+    server = start("--workers", "2")
+    bad, (engine,), (observer,) = server.named("worker")[0], server.named("engine"), server.named("observer")
+    os.kill(bad, signal.SIGSTOP)
+    try:
+        spoil_doorbells(bad, engine, log_pipe(bad, observer))
+        for _ in range(3):
+            with server.client() as client:
+                client.write(0, b"served")
+                assert client.read(0, 6) == b"served"
+        os.kill(server.pid, signal.SIGTERM)
+        server.wait_event("draining")
+    finally:
+        os.kill(bad, signal.SIGKILL)
 
 
 def test_a_replaced_worker_has_its_uid_again(start: Start) -> None:

@@ -129,7 +129,8 @@ class Executor:
     ) -> None:
         self._windows = shared.windows
         self._doorbells = [
-            worker_doorbell(window, fd) for window, fd in zip(shared.windows, shared.doorbells, strict=True)
+            worker_doorbell(window, bell)
+            for window, bell in zip(shared.windows, shared.doorbells, strict=True)
         ]
         self._control = shared.control
         self._control_words = shared.control.words

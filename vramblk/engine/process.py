@@ -41,7 +41,7 @@ class _Mailbox:
         self._mail = mail
         self._seen = 0
         self._epoll = select.epoll()
-        self._epoll.register(shared.engine_doorbell, select.EPOLLIN)
+        self._epoll.register(shared.engine_doorbell.reader, select.EPOLLIN)
         self._epoll.register(mail.fileno(), select.EPOLLIN)
         mail.setblocking(False)
         self.orphaned = False

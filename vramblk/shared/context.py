@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..config.settings import Settings
 from .control import Control
+from .doorbell import Bell, make_bell
 from .places import make_places
 from .protection import hide, write_protect
 from .window import Window, WindowLayout, make_windows
@@ -22,8 +23,8 @@ class Shared:
 
     Attributes:
         windows: one for each worker, then ``local`` if there is one, and as the last the observer's canary.
-        doorbells: an eventfd for each window, rung by the engine when its owner may be asleep.
-        engine_doorbell: eventfd rung by whoever submits when the engine may be asleep.
+        doorbells: one for each window, rung by the engine when its owner may be asleep.
+        engine_doorbell: rung by whoever submits when the engine may be asleep.
         written: one written-map for each export.
         places_fd: where workers take places at exports; see ``places``.
         log_fd: write end of the non-blocking pipe that the observer pumps to stdout.
@@ -35,8 +36,8 @@ class Shared:
     settings: Settings
     control: Control
     windows: Sequence[Window]
-    doorbells: Sequence[int]
-    engine_doorbell: int
+    doorbells: Sequence[Bell]
+    engine_doorbell: Bell
     written: Sequence[WrittenMap]
     places_fd: int
     log_fd: int
@@ -71,12 +72,18 @@ class Shared:
         for window in self.windows:
             if window.index != index:
                 hide(window.whole)
+                os.close(self.doorbells[window.index].reader)
+            os.close(self.doorbells[window.index].writer)
+        os.close(self.engine_doorbell.reader)
         self.control.write_protect()
 
     def confine_observer(self) -> None:
         """Leave this process, which becomes the observer, only the canary's window to write."""
         for window in self.client_windows:
             write_protect(window.whole)
+            os.close(self.doorbells[window.index].reader)
+            os.close(self.doorbells[window.index].writer)
+        os.close(self.engine_doorbell.reader)
         self.control.write_protect()
 
 
@@ -101,8 +108,8 @@ def make_shared(
         settings=settings,
         control=Control(),
         windows=windows,
-        doorbells=[os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in windows],
-        engine_doorbell=os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC),
+        doorbells=[make_bell() for _ in windows],
+        engine_doorbell=make_bell(),
         written=[WrittenMap() for _ in range(exports)],
         places_fd=make_places(),
         log_fd=log_fd,

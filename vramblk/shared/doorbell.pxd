@@ -3,6 +3,7 @@
 cdef class Doorbell:
     cdef unsigned long long[::1] _words
     cdef Py_ssize_t _at
+    cdef int _writer
     cdef readonly int fd
 
     cpdef bint wake(self)

@@ -7,14 +7,50 @@ and their load, so that at least one of them sees the other. Compiled, with the 
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
 import select
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from .barrier import full_barrier
 from .control import Control, ControlWord
 from .window import Window, Word
+
+_RING = b"\1"
+_MOST_RINGS = mmap.PAGESIZE
+
+
+class Bell(NamedTuple):
+    """The ends of a doorbell's pipe, both non-blocking.
+
+    Whoever takes a process over can make what it has open blocking for all who share it, and take rings away.
+    An eventfd is shared by all. So a worker has the reader of its own doorbell and the writer of the
+    engine's, and nothing else.
+
+    Attributes:
+        reader: readable from a ring on until it is cleared.
+        writer: for whoever rings.
+    """
+
+    reader: int
+    writer: int
+
+    def ring(self) -> None:
+        """Wake the sleeper, whether it sleeps or not."""
+        with suppress(BlockingIOError):  # a doorbell that takes no more was rung already
+            os.write(self.writer, _RING)
+
+
+def make_bell() -> Bell:
+    """A doorbell whose only page the pipe has already: in swap mode a ring must not wait for memory."""
+    bell = Bell(*os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
+    fcntl.fcntl(bell.writer, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE)
+    bell.ring()
+    os.read(bell.reader, _MOST_RINGS)  # the pipe keeps the page
+    return bell
 
 
 class Doorbell:
@@ -23,13 +59,17 @@ class Doorbell:
     Args:
         words: header words of the window or of the control page.
         word: which of them is 1 while the sleeper may be asleep.
-        fd: the eventfd that the sleeper waits for.
+        bell: the pipe whose reader the sleeper waits for.
+
+    Attributes:
+        fd: that reader.
     """
 
-    def __init__(self, words: memoryview, word: int, fd: int) -> None:
+    def __init__(self, words: memoryview, word: int, bell: Bell) -> None:
         self._words = words
         self._at = word * 8
-        self.fd = fd
+        self._writer = bell.writer
+        self.fd = bell.reader
 
     # The waker's side
 
@@ -43,7 +83,7 @@ class Doorbell:
         if not self._words[self._at]:
             return False
         with suppress(BlockingIOError):  # a doorbell that takes no more was rung already
-            os.eventfd_write(self.fd, 1)
+            os.write(self._writer, _RING)
         return True
 
     # The sleeper's side
@@ -60,7 +100,7 @@ class Doorbell:
     def clear(self) -> None:
         """Forget that it was rung."""
         with suppress(BlockingIOError):
-            os.eventfd_read(self.fd)
+            os.read(self.fd, _MOST_RINGS)
 
     def wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
         """Sleep once until rung, unless ``ready``, for at most so long; whether it was ready or rung."""
@@ -73,10 +113,10 @@ class Doorbell:
         return found
 
 
-def worker_doorbell(window: Window, fd: int) -> Doorbell:
+def worker_doorbell(window: Window, bell: Bell) -> Doorbell:
     """Of the worker that this window belongs to, or of the canary."""
-    return Doorbell(window.words, Word.WORKER_SLEEPING, fd)
+    return Doorbell(window.words, Word.WORKER_SLEEPING, bell)
 
 
-def engine_doorbell(control: Control, fd: int) -> Doorbell:
-    return Doorbell(control.words, ControlWord.ENGINE_SLEEPING, fd)
+def engine_doorbell(control: Control, bell: Bell) -> Doorbell:
+    return Doorbell(control.words, ControlWord.ENGINE_SLEEPING, bell)

@@ -6,9 +6,7 @@ has gone, however long, since the memory must never be freed under one.
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import suppress
 
 from ..shared.context import Shared
 from ..shared.control import ControlWord, State
@@ -23,8 +21,7 @@ def set_state(shared: Shared, state: State) -> None:
     """Publish the server's state and wake all workers, which have to know."""
     shared.control.store(ControlWord.STATE, state)
     for doorbell in shared.doorbells:
-        with suppress(BlockingIOError):  # it is full, so it rings already
-            os.eventfd_write(doorbell, 1)
+        doorbell.ring()
 
 
 class Drain:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from ..errors import RuntimeFailure, StartupError
@@ -150,8 +148,7 @@ class EngineProcess:
             return not isinstance(error, BlockingIOError)
         self._sent += 1
         self._shared.control.store(ControlWord.ENGINE_MAIL, self._sent)
-        with suppress(BlockingIOError):  # it is full, so it rings already
-            os.eventfd_write(self._shared.engine_doorbell, 1)
+        self._shared.engine_doorbell.ring()
         return True
 
     def _read_mail(self) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from ..shared.doorbell import Bell
 from ..shared.window import Window, Word
 
 _LONGEST_MESSAGE = 4096
@@ -48,7 +49,7 @@ class Handoffs:
 
     Args:
         window: the worker's, in which it counts the messages that it has taken.
-        doorbell: the eventfd of that window, which a worker that is awake reads.
+        doorbell: of that window, which a worker that is awake reads.
 
     Attributes:
         ours: the end over which is sent, non-blocking; the worker tells here why it has failed.
@@ -58,7 +59,7 @@ class Handoffs:
         given_away: connections that the engine has taken and given away again.
     """
 
-    def __init__(self, window: Window, doorbell: int) -> None:
+    def __init__(self, window: Window, doorbell: Bell) -> None:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.ours.setblocking(False)
         self.sent = 0
@@ -163,8 +164,7 @@ class Handoffs:
         self.moved += 1
         if self._still_since_s is None:
             self._still_since_s = since_s
-            with suppress(BlockingIOError):  # it is full, so it rings already
-                os.eventfd_write(self._doorbell, 1)
+            self._doorbell.ring()
 
     def shut(self) -> None:
         """Let the worker know that nothing more will come."""
@@ -214,5 +214,5 @@ class Handoffs:
 
     def _doorbell_rings(self) -> bool:
         poller = select.poll()
-        poller.register(self._doorbell, select.POLLIN)
+        poller.register(self._doorbell.reader, select.POLLIN)
         return bool(poller.poll(0))
