@@ -309,6 +309,23 @@ def test_a_newcomer_is_not_passed_on_beyond_the_limit() -> None:
     assert family.wait(0.6, 1) == [] and family.worker_pool.attached == 3
 
 
+def test_rows_of_closed_connections_take_no_place() -> None:
+    """A faulty worker may keep them in its table for ever."""
+    family = Family("--max-connections", "8", "--listen-addr", "127.0.0.1:10809").start()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for number in range(1, 18):
+            with socket.create_connection(listener.getsockname()), listener.accept()[0] as connection:
+                refused = family.worker_pool.admit(connection, number, "tcp:a")
+                assert (not refused) == (number <= 8 or number == 17), number
+            for index in range(2):
+                family.handed(index)
+            if number <= 8:
+                family.shared.windows[0].set_connection(number, number, 0, 0, ConnectionState.TRANSMISSION, "")
+            if number == 16:
+                for index in range(2):
+                    family.shared.windows[index].store(Word.CLOSED, 4)
+
+
 def test_worker_that_is_not_ready_gets_nobody() -> None:
     """Connections wait for a worker that can take them."""
     family = Family()

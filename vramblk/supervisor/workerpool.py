@@ -153,7 +153,8 @@ class WorkerPool:
     def _held(self) -> dict[int, tuple[Client, Slot]]:
         """Every connection that is open, by number, as windows and handoff sockets tell.
 
-        All others are forgotten here.
+        All others are forgotten here. A worker has at most as many as it was given and has not closed: rows
+        that a faulty one keeps beyond that count for nobody.
         """
         found: dict[int, tuple[Client, Slot]] = {}
 
@@ -169,7 +170,8 @@ class WorkerPool:
             moves = self._moves(slot)
             for handoff in slot.handoffs.untaken:
                 note(handoff.number, int(handoff.sent_s * 1e9) if handoff.begun is None else None)
-            for row in slot.window.connections():
+            attached = slot.attached  # before the rows, so that it is never less than an honest worker has
+            for row in slot.window.connections()[:attached]:
                 note(row.id, row.since_ns if row.state is ConnectionState.NEGOTIATING else None)
         self._sentenced.intersection_update(found)
         self._peers = {number: peer for number, peer in self._peers.items() if number in found}
