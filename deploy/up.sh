@@ -242,6 +242,42 @@ container() {
 
 state_of() { inspect "$1" '{{.State.Status}}'; }
 
+# --- what a container answers, which may be hostile -------------------------------------------------------------------
+
+# What it wrote could hold commands for the terminal.
+printable() { LC_ALL=C tr -c '\n -~' '?'; }
+
+first_mebibyte() { head -c 1048576 | printable; }
+
+first_line() { head -c 1024 | printable | head -n 1; }
+
+# Runs docker with arguments that have it wait for a container, for at most thirty seconds. Not in the background, where
+# Ctrl+C would not reach it: GNU's timeout takes an option for that, others need none.
+docker_in_time() {
+    foreground=--foreground
+    timeout "$foreground" 1 true 2>/dev/null || foreground=''
+    timeout ${foreground:+"$foreground"} -k 5 30 docker "$@"
+}
+
+# Prints through filter $1 what the rest, a command, writes; has its exit status.
+show_through() {
+    filter=$1
+    shift
+    {
+        shown=$({ { code=0 && { "$@" 2>&1 3>&- 4>&- || code=$?; } && echo "$code" >&3; } | "$filter" >&4; } 3>&1)
+    } 4>&1
+    return "$shown"
+}
+
+# One line: what Python expression $2 makes of the status document of the server in container $1; empty if it does not
+# answer.
+ask_server() {
+    docker_in_time exec "$1" vramblk status --json 2>/dev/null | head -c 16777216 |
+        docker_in_time exec -i "$1" python -c "import json, sys
+status = json.load(sys.stdin)
+print($2)" 2>/dev/null | first_line
+}
+
 running() { [ -n "$1" ] && [ "$(state_of "$1")" = running ]; }
 
 # Has container $1 a process, and so memory? A paused one has, one that waits to be started again has not.
@@ -537,16 +573,13 @@ tidy() {
 # What the server in container $1 would lose, two numbers: its clients, and the bytes that its exports hold; empty if
 # it does not answer.
 holds() {
-    docker exec "$1" vramblk status --json 2>/dev/null | docker exec -i "$1" python -c 'import json, sys
-told = json.load(sys.stdin)
-print(len(told["connections"]), sum(export["written_bytes"] for export in told.get("exports", [])))' 2>/dev/null || true
+    ask_server "$1" 'len(status["connections"]), sum(export["written_bytes"] for export in status.get("exports", []))' |
+        grep -Ex '[0-9]{1,9} [0-9]{1,20}' || true
 }
 
-# The name of the first export of container $1, as its server tells it: a suffix or a YAML file may decide about it.
-export_of() {
-    docker exec "$1" vramblk status --json 2>/dev/null | docker exec -i "$1" python -c 'import json, sys
-print(json.load(sys.stdin)["exports"][0]["name"])' 2>/dev/null || true
-}
+# The name of the first export of container $1, as its server reports it: a suffix or a YAML file may decide about it.
+# Users copy it to a root shell: empty if it is not plain.
+export_of() { ask_server "$1" 'status["exports"][0]["name"]' | grep -Ex '[A-Za-z0-9_][A-Za-z0-9._-]*' || true; }
 
 environment_of() { inspect "$1" '{{range .Config.Env}}{{println .}}{{end}}'; }
 
@@ -559,11 +592,8 @@ is_swap() {
     printf '%s\n' "$variables" | grep -q '^VRAMBLK_CONFIG=.' && [ "$(mode_of "$1")" = swap ]
 }
 
-# As the server in container $1 tells it; empty if it does not answer.
-mode_of() {
-    docker exec "$1" vramblk status --json 2>/dev/null | docker exec -i "$1" python -c 'import json, sys
-print(json.load(sys.stdin).get("mode", ""))' 2>/dev/null || true
-}
+# As the server in container $1 reports it; empty if it does not answer.
+mode_of() { ask_server "$1" 'status.get("mode", "")'; }
 
 forced() {
     case ${FORCE:-} in
@@ -717,14 +747,14 @@ wait_until_healthy() {
         state=$(inspect "$1" '{{.State.Status}} {{.RestartCount}}')
         # The container's own check may be minutes apart in swap mode: ask directly.
         case $state in
-            'running '*) if docker exec "$1" vramblk status --health >/dev/null 2>&1; then return 0; fi ;;
+            'running '*) if docker_in_time exec "$1" vramblk status --health >/dev/null 2>&1; then return 0; fi ;;
         esac
         # Without an answer of docker nothing is known, least of all a reason to stop the server.
         case $state in '' | 'running 0') ;; *) break ;; esac
         [ $(($(date +%s) - began)) -lt "$patience_s" ] || say_still_starting "$1"
         sleep 1
     done
-    line=$(docker logs --tail 1 "$1" 2>&1 || true)
+    line=$(docker_in_time logs --tail 1 "$1" 2>&1 | first_line)
     printf '%s\n' "${line:-the server has written nothing; its container: $state}" >&2
     stop_what_was_started "$1" 'the server does not become healthy'
     fail 1 'the server does not become healthy; the container is stopped; more: make logs'
@@ -732,7 +762,7 @@ wait_until_healthy() {
 
 # It may only be slow, and whoever waits for it is not helped by its end.
 say_still_starting() {
-    docker exec "$1" vramblk status --health 2>&1 | tail -n 1 >&2 || true
+    docker_in_time exec "$1" vramblk status --health 2>&1 | first_mebibyte | tail -n 1 | first_line >&2
     fail 1 "the server is still starting after $patience_s s and is left running; see make logs; to wait longer:" \
         "VRAMBLK_UP_TIMEOUT=$((patience_s * 5 + 60)) make up${SWAP:+ SWAP=$SWAP}"
 }
@@ -938,13 +968,13 @@ status() {
     [ -n "$current" ] || fail 1 'the server is not running; type: make up'
     running "$current" ||
         fail 1 "the server is not running, its container is $(state_of "$current"); make logs shows why"
-    docker exec "$current" vramblk status
+    show_through first_mebibyte docker_in_time exec "$current" vramblk status
 }
 
 logs() {
     current=$(container)
     [ -n "$current" ] || fail 1 'there is no container, so there is no log; type: make up'
-    compose logs --tail=200 --follow
+    show_through printable compose logs --tail=200 --follow
 }
 
 # A project of its own, whatever COMPOSE_FILE and COMPOSE_PROJECT_NAME are: nothing here can touch the server.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -1493,6 +1494,96 @@ def refused(done: subprocess.CompletedProcess[str], status: int, words: str) -> 
     assert done.returncode == status, (done.stdout, done.stderr)
     assert done.stderr.count("\n") == 1, done.stderr
     assert words in done.stderr
+
+
+# A container that is compromised answers what it likes.
+
+#: A window's title, 8-bit CSI, a line that starts anew.
+EVIL = "\\033]0;sudo rm\\007\\233 31m\\r+ sudo rm\\177"
+
+
+def hostile(host: Host, command: str, body: str) -> None:
+    """`body` is what the container does in place of `command`."""
+    host.program("docker", DOCKER.replace('case "$*" in\n', f'case "$*" in\n    {command}) {body} ;;\n', 1))
+
+
+def harmless(done: subprocess.CompletedProcess[str]) -> None:
+    for text in (done.stdout, done.stderr):
+        assert re.fullmatch(r"[\n -~]*", text), text
+        assert len(text) < 2 << 20
+
+
+@pytest.mark.parametrize("text", [f"1{EVIL} 2", "0 0x", "-1 0", "0 " + "9" * 500])
+def test_what_a_container_holds_is_two_numbers_or_no_answer(changed, text):
+    hostile(changed, "'exec -i container-id python'*", f"printf '{text}\\n'")
+    for command in ("up", "down"):
+        done = changed.run(command)
+        harmless(done)
+        refused(done, 1, "the running server does not answer")
+    assert "compose down" not in changed.calls and "compose up" not in changed.calls
+
+
+@pytest.mark.parametrize("command", ["'exec container-id vramblk status --json'", "'exec -i container-id python'*"])
+def test_an_answer_without_end_is_none(changed, command):
+    hostile(changed, command, "exec yes 0")
+    refused(changed.run("down"), 1, "the running server does not answer")
+
+
+def test_an_answer_that_never_comes_is_none(changed):
+    """Without waiting for it: the stand-in for timeout has it run out at once."""
+    changed.program(
+        "timeout",
+        '#!/bin/sh\nwhile :; do case $1 in docker) break ;; 1) exit 0 ;; esac; shift; done\n'
+        'case $* in "docker exec "*) exit 124 ;; esac\nexec "$@"\n',
+    )
+    hostile(changed, "'exec '*", "exec sleep 1000")
+    refused(changed.run("down"), 1, "the running server does not answer")
+    done = changed.run("status")
+    assert done.returncode == 124
+    changed.write("hash", "new-hash\n")
+    (changed.directory / "config").unlink()
+    changed.write("env", "PATH=/bin\n")
+    done = changed.run(VRAMBLK_UP_TIMEOUT="1")
+    assert done.returncode == 1 and "still starting after 1 s" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["$(rm)", "-x", "a b", "a\nb", "a\x1b]0;b", "a" * 5000])
+def test_a_recipe_names_only_an_export_with_a_plain_name(host, name):
+    """Users copy it to a root shell."""
+    host.write("status", json.dumps({"connections": [], "exports": [{"name": name, "written_bytes": 0}]}))
+    done = host.run()
+    harmless(done)
+    assert "rm" not in done.stdout and len(done.stdout) < 10_000
+    if "\n" not in name and len(name) < 1000:
+        assert "nbdinfo nbd://127.0.0.1:10809/vram\n" in done.stdout
+
+
+def test_status_logs_and_reasons_are_printed_without_what_a_terminal_obeys(host):
+    host.write("container", "container-id\n")
+    for command, pattern in (("status", "'exec container-id vramblk status'"), ("logs", "'compose logs '*")):
+        hostile(host, pattern, f"printf 'out{EVIL}\\n'; printf 'error{EVIL}\\n' >&2; exit 7")
+        done = host.run(command)
+        harmless(done)
+        assert done.returncode == 7 and "out?]0;" in done.stdout and "error?]0;" in done.stdout
+    hostile(host, "'exec container-id vramblk status'", "exec yes x")
+    harmless(host.run("status"))
+    host.write("container", "")
+    hostile(host, "'exec container-id vramblk status --health'", f"printf 'h{EVIL}\\n'; exit 1")
+    done = host.run(VRAMBLK_UP_TIMEOUT="1")
+    harmless(done)
+    assert done.stderr.startswith("h?]0;sudo rm") and "still starting" in done.stderr
+    host.write("state", "exited 0\n")
+    hostile(host, "'logs '*", f"printf 'l{EVIL}\\n'")
+    done = host.run()
+    harmless(done)
+    assert done.stderr.startswith("l?]0;sudo rm") and "does not become healthy" in done.stderr
+
+
+def test_status_has_the_exit_status_of_the_server(host):
+    host.write("container", "container-id\n")
+    hostile(host, "'exec container-id vramblk status'", "echo fine")
+    done = host.run("status")
+    assert done.returncode == 0 and done.stdout.endswith("fine\n")
 
 
 # The base image
