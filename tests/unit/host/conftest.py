@@ -78,6 +78,9 @@ docker)
     'start '*) rm -f "$STUB_HOME/fail.curl" ;;
     *RestartPolicy*) echo "${STUB_RESTART:-unless-stopped}" ;;
     esac ;;
+timeout)
+    while case $1 in -k) shift ;; -* | [0-9]*) ;; *) break ;; esac; do shift; done
+    exec "$@" ;;
 sleep) exit 0 ;;
 esac
 """
@@ -93,7 +96,7 @@ done
 """
 _STUBS = (
     "id", "modprobe", "nbd-client", "mkswap", "swapon", "swapoff", "curl", "systemctl", "systemd-run", "docker",
-    "sleep", "flock",
+    "sleep", "flock", "timeout",
 )  # fmt: skip
 
 MEGABYTE_KIB = 1024
@@ -143,7 +146,7 @@ class Host:
         log = self.home / "calls"
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
-        looks = ("id ", "curl ", "sleep ", "flock ", "docker i", "docker p", "systemctl ", *without)
+        looks = ("id ", "curl ", "sleep ", "flock ", "timeout ", "docker i", "docker p", "systemctl ", *without)
         return [line for line in lines if not line.startswith(looks)]
 
     def status(self, **changes: object) -> None:

@@ -346,6 +346,17 @@ def test_nothing_of_the_servers_texts_reaches_the_terminal_as_a_command(host: Ho
             assert json.loads(result.stdout)["server"]["state"].startswith("x?]0;sudo rm")
 
 
+def test_a_server_that_never_answers_nbd_client_holds_the_lock_for_a_time_only(host: Host) -> None:
+    """Or it would hold up `down`, and so the shutdown."""
+    (host.home / "bin" / "timeout").unlink()
+    write_stub(host, "nbd-client", f"exec {shutil.which('sleep')} 1000")
+    before = host.state()
+    result = host.run("up", VRAMBLK_SWAP_TIMEOUT="1")
+    assert result.returncode == 1 and "did not answer nbd-client within 1 s" in result.stderr
+    assert "nbd-client could not attach /dev/nbd0" in result.stderr
+    assert host.state() == before
+
+
 def test_what_nbd_client_and_docker_print_of_the_servers_texts_is_harmless(host: Host) -> None:
     printed = f"printf '%s\\n' 'Server said: {EVIL}' >&2"
     write_stub(host, "nbd-client", f"{printed}; exit 1")
