@@ -163,6 +163,23 @@ def test_records_of_an_earlier_version_are_undone(host: Host) -> None:
     assert host.run("down").returncode == 0 and host.state() == before
 
 
+@pytest.mark.parametrize(("tool", "option"), [("sed", "$2"), ("grep", "$1$2x")])
+def test_a_record_that_cannot_be_read_is_kept_and_ends_the_undoing(host: Host, tool: str, option: str) -> None:
+    """The OOM killer may end what reads it: without swapoff the device must not be detached."""
+    host.run("up")
+    host.calls()
+    before = host.state()
+    real = shutil.which(tool)
+    write_stub(host, tool, f'case {option} in [0-9]*p | -cx) exit 137 ;; esac\nexec {real} "$@"')
+    result = host.run("down")
+    assert result.returncode == 1 and "cannot read" in result.stderr, result.stderr
+    assert "still swap" in result.stderr
+    assert host.calls() == [] and host.state() == before
+    (host.home / "bin" / tool).unlink()
+    assert host.run("down").returncode == 0
+    assert host.calls()[:1] == ["swapoff /dev/nbd0"]
+
+
 # ---------------------------------------------------------------- who the server is
 
 
