@@ -159,7 +159,10 @@ def test_records_of_an_earlier_version_are_undone(host: Host) -> None:
     """A machine whose script was replaced under live swap: fields were separated by spaces."""
     before = host.state()
     host.run("up")
+    shown = [host.run("status", *options).stdout for options in ((), ("--json",))]
+    assert "changed   /proc/sys/vm/page-cluster to 0, was 3" in shown[0]
     host.write(f"{STATE}/records", host.path(f"{STATE}/records").read_text().replace("\t", " "))
+    assert [host.run("status", *options).stdout for options in ((), ("--json",))] == shown
     assert host.run("down").returncode == 0 and host.state() == before
 
 
