@@ -415,3 +415,25 @@ def test_links_in_the_place_of_sockets_are_not_followed(host: Host, force: tuple
         result = host.run("up", *force)
         assert result.returncode == 1 and "/run/vramblk/nbd.sock is a symbolic link" in result.stderr
         assert host.calls() == []
+
+
+@pytest.mark.parametrize("after", ["modprobe", "nbd-client"])
+def test_a_link_that_takes_the_sockets_place_later_leads_nowhere(host: Host, after: str) -> None:
+    """From the first look at the socket to the connection the server can replace it as often as it likes."""
+    asked = host.path("/run/vramblk/nbd.sock")
+    inode = asked.stat().st_ino
+    stub = (host.home / "bin" / after).read_text().removeprefix("#!/bin/sh\n")
+    write_stub(
+        host, after,
+        f'ln -sf ../../docker.sock "{asked}"\n'
+        f'[ "$1" != -unix ] || stat -L -c %i "$VRAMBLK_TEST_ROOT$2" >"$STUB_HOME/connected"\n{stub}',
+    )  # fmt: skip
+    result = host.run("up")
+    connected = host.home / "connected"
+    if after == "modprobe":
+        assert result.returncode == 1 and "/run/vramblk/nbd.sock is no longer a socket" in result.stderr
+        assert not any("nbd-client" in call or "mkswap" in call for call in host.calls())
+    else:
+        assert result.returncode == 0, result.stderr
+        assert connected.read_text() == f"{inode}\n"
+    assert not host.path(f"{STATE}/private/nbd.sock").exists()

@@ -18,7 +18,7 @@ from .conftest import SCRIPT, Host
 
 CGROUP = f"/sys/fs/cgroup/system.slice/docker-{'ab' * 32}.scope/memory.swap.max"
 ATTACH = (
-    "nbd-client -unix /run/vramblk/nbd.sock /dev/nbd0 -name vram -nonetlink -swap -systemd-mark -b 4096"
+    "nbd-client -unix /run/vramblk-swap/private/nbd.sock /dev/nbd0 -name vram -nonetlink -swap -systemd-mark -b 4096"
 )  # fmt: skip
 MKSWAP = "mkswap --label vramblk --uuid 11111111-2222-3333-4444-555555555555 /dev/nbd0"
 UP = ["modprobe nbd nbds_max=16 max_part=0", ATTACH, MKSWAP, "swapon --priority 200 /dev/nbd0"]
