@@ -226,6 +226,14 @@ def test_a_document_that_is_no_status_is_one_line(tmp_path: Path, document: obje
         status(settings_of("--status-socket", str(path)), json=False, health=False)
 
 
+@pytest.mark.parametrize("depth", [100, 500, 700, 900, 5_000])
+def test_a_document_that_is_nested_deeply_is_one_line(tmp_path: Path, depth: int) -> None:
+    """Also where it is not too deep for the parser; `top` takes it through the same function."""
+    body = b'HTTP/1.1 200 OK\r\n\r\n{"more": ' + b"[" * depth + b"]" * depth + b"}"
+    with strange(tmp_path, body) as path, pytest.raises(RuntimeFailure, match="not understood"):
+        status(settings_of("--status-socket", str(path)), json=False, health=False)
+
+
 def drawn(view: _View, width: int, height: int) -> list[str]:
     """The lines that a terminal of this size would show, and would have to show if it were higher."""
     console = Console(width=width, height=height, record=True, file=open("/dev/null", "w"))

@@ -80,12 +80,23 @@ class StatusServer:
 
 
 def printable_document(document: Any) -> Any:
-    """A JSON document with all its texts and keys printable."""
-    if isinstance(document, dict):
-        return {printable(key): printable_document(value) for key, value in document.items()}
-    if isinstance(document, list):
-        return [printable_document(value) for value in document]
-    return printable(document) if isinstance(document, str) else document
+    """A JSON document with all its texts and keys printable.
+
+    Raises:
+        RuntimeFailure: it is nested too deeply.
+    """
+    try:
+        return _printable(document)
+    except RecursionError as error:
+        raise RuntimeFailure("the server's answer is not understood: it is nested too deeply") from error
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {printable(key): _printable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 class _Socket(socket.socket):
