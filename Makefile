@@ -18,7 +18,7 @@ help:
 	@echo "make up         the container: build, start, wait until healthy; also make down, make logs, make status"
 	@echo "make up SWAP=1  the container in swap mode, then swap on; make down takes swap off first (both need root)"
 	@echo "make monitoring Prometheus and Grafana beside the container, in swap mode too; also exporter, monitoring-down"
-	@echo "make install-host, make uninstall-host   vramblk-swap and its systemd units (as root; DESTDIR)"
+	@echo "make install-host, make uninstall-host   vramblk-swap, its man page and systemd units (as root; DESTDIR)"
 	@echo "make test       every test that this machine can run; test-unit, -wire, -page, -container, -vm, -gpu: one group"
 	@echo "make test-oclgrind  the kernels on a simulator that finds bad accesses and races: all of it, make test a part"
 	@echo "make test-intel-cpu  Intel's OpenCL for processors (700 MB from PyPI); not part of make test"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs vramblk-swap and its systemd units, or removes them.
+# Installs vramblk-swap with its man page and its systemd units, or removes them.
 #
 #   host/install.sh install|uninstall
 #
@@ -15,6 +15,7 @@ set -eu
 cd "$(dirname "$0")"
 destination=${DESTDIR:-}
 sbindir=${PREFIX:-/usr/local}/sbin
+mandir=${PREFIX:-/usr/local}/share/man/man8
 unitdir=${UNITDIR:-/etc/systemd/system}
 units='vramblk-swap.service vramblk-swap-sleep.service'
 # Another root directory is looked at in the tests only.
@@ -45,6 +46,7 @@ case ${1:-} in
 install)
     choose_server_unit
     install -D -m 755 vramblk-swap "$destination$sbindir/vramblk-swap"
+    install -D -m 644 ../share/man/man8/vramblk-swap.8 "$destination$mandir/vramblk-swap.8"
     install -d -m 755 "$destination$unitdir"
     for unit in $units; do
         sed -e "s|@sbindir@|$sbindir|" -e "$tie" "systemd/$unit" >"$destination$unitdir/$unit"
@@ -70,7 +72,7 @@ uninstall)
         systemctl disable $units || true
     fi
     for unit in $units; do rm -f "$destination$unitdir/$unit"; done
-    rm -f "$destination$sbindir/vramblk-swap"
+    rm -f "$destination$sbindir/vramblk-swap" "$destination$mandir/vramblk-swap.8"
     if live_systemd; then systemctl daemon-reload; fi
     ;;
 *)

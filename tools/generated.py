@@ -27,3 +27,9 @@ def main(command: str, arguments: list[str], make: Callable[[], Mapping[Path, st
             path.write_text(made[path])
             print(f"wrote {path}")
     return 1 if arguments and stale else 0
+
+
+def roff(text: str) -> str:
+    """Text for a man page, with what roff would take for its own escaped."""
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    return "\\&" + escaped if escaped.startswith((".", "'")) else escaped

@@ -1,7 +1,8 @@
 """``python -m tools.shellgen [--check]``: shell completions and man page, from the table of options.
 
-Writes below share/ of the current directory, laid out as it is to be installed below a prefix. With
-``--check`` writes nothing and exits 1 if one of the files is not up to date.
+Writes below share/ of the current directory, laid out as it is to be installed below a prefix, and what
+``tools.hostpages`` makes for vramblk-swap. With ``--check`` writes nothing and exits 1 if one of the files
+is not up to date.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tools import generated
+from tools import generated, hostpages
+from tools.generated import roff
 from vramblk.cli import COMMANDS, SERVE, make_parser
 from vramblk.config.options import BY_NAME, GROUPS, OPTIONS, Option
 
@@ -70,11 +72,17 @@ def _sentence(text: str) -> str:
 
 def main(arguments: list[str], root: Path = Path()) -> int:
     """Write the files below ``root``, or with ``--check`` only compare."""
-    return generated.main(
-        "python -m tools.shellgen",
-        arguments,
-        lambda: {root / BASH: bash(), root / ZSH: zsh(), root / FISH: fish(), root / MAN: man_page()},
-    )
+    return generated.main("python -m tools.shellgen", arguments, lambda: _files(root))
+
+
+def _files(root: Path) -> dict[Path, str]:
+    return {
+        root / BASH: bash(),
+        root / ZSH: zsh(),
+        root / FISH: fish(),
+        root / MAN: man_page(),
+        root / hostpages.MAN: hostpages.man_page(),
+    }
 
 
 def choices(option: Option) -> list[str]:
@@ -210,19 +218,19 @@ def man_page() -> str:
     """The man page, in the man(7) macros."""
     parts = ['.TH VRAMBLK 1 "" vramblk "User Commands"', f'.\\" {_NOTE}', _MAN_FORM, _MAN_HEAD]
     parts.append(".SH SUBCOMMANDS")
-    parts += [f".TP\n.B {name}\n{_roff(command.help)}." for name, command in COMMANDS.items()]
+    parts += [f".TP\n.B {name}\n{roff(command.help)}." for name, command in COMMANDS.items()]
     parts.append(
         ".SH OPTIONS\nEvery option has an environment variable and a YAML key;"
         " a flag wins over a variable, a variable over the file."
     )
     for group in GROUPS:
-        parts.append(f'.SS "{_roff(group)}"')
+        parts.append(f'.SS "{roff(group)}"')
         parts += [_man_option(option) for option in OPTIONS if option.group == group]
     parts.append('.SS "Of single subcommands"')
     for own in own_arguments():
         where = "" if len(own.commands) == len(COMMANDS) else f" ({', '.join(own.commands)})"
         names = f"{own.name} {own.value}".strip()
-        parts.append(f".TP\n.B {_roff(names)}\n{_roff(own.help + where)}")
+        parts.append(f".TP\n.B {roff(names)}\n{roff(own.help + where)}")
     parts.append(_MAN_TAIL)
     return "\n".join(parts) + "\n"
 
@@ -234,13 +242,7 @@ def _man_option(option: Option) -> str:
     if option.repeatable:
         text += " May be repeated; in the variable separated by commas."
     facts = f"Allowed: {option.allowed}. Default: {option.default_text}. Variable: {option.environment}."
-    return f".TP\n.B {_roff(names + value)}\n{_roff(text)}\n{_roff(facts)}"
-
-
-def _roff(text: str) -> str:
-    """Text with what roff would take for its own escaped."""
-    escaped = text.replace("\\", "\\e").replace("-", "\\-")
-    return "\\&" + escaped if escaped.startswith((".", "'")) else escaped
+    return f".TP\n.B {roff(names + value)}\n{roff(text)}\n{roff(facts)}"
 
 
 #: Names of variables, files and options are not to be hyphenated.
@@ -283,7 +285,8 @@ SIGQUIT: end at once.
 .SH "SEE ALSO"
 .BR nbd\-client (8),
 .BR nbdcopy (1),
-.BR swapon (8)"""
+.BR swapon (8),
+.BR vramblk\-swap (8)"""
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ _BASE_IMAGE = "debian:trixie-slim"
 #: What the guest needs of the project: both sides of swap, and the cases.
 _PAYLOAD = (
     "Makefile", "compose.yaml", "compose.swap.yaml", "deploy/up.sh", "host", "vramblk/__init__.py", "tests/qemu/guest",
-    "tests/vm/guest/lib.sh",
+    "share/man/man8", "tests/vm/guest/lib.sh",
 )  # fmt: skip
 _MARK = re.compile(r"^@@ (CASE|PASS|FAIL|NOTE|ENDED|DONE) ?(.*)$", re.MULTILINE)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import shellgen
+from tools import hostpages, shellgen
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="requires make")
@@ -42,7 +42,8 @@ def test_install_brings_man_page_and_completions(tmp_path: Path) -> None:
             cwd=tmp_path, check=True, capture_output=True, timeout=30,
         )  # fmt: skip
     found = {path.relative_to(tmp_path / "venv") for path in (tmp_path / "venv/share").rglob("*") if path.is_file()}
-    assert found == {Path(name) for name in (shellgen.BASH, shellgen.ZSH, shellgen.FISH, shellgen.MAN)}
+    names = (shellgen.BASH, shellgen.ZSH, shellgen.FISH, shellgen.MAN, hostpages.MAN)
+    assert found == {Path(name) for name in names}
 
 
 def test_install_in_a_fresh_checkout_has_a_rule_for_each_file_it_needs(tmp_path: Path) -> None:

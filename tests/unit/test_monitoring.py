@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tools import monitoring, shellgen
+from tools import hostpages, monitoring, shellgen
 from vramblk.cli import COMMANDS
 from vramblk.config.options import OPTIONS
 from vramblk.observer.metriclist import METRICS
@@ -236,10 +236,11 @@ def test_completions_and_man_page_name_what_subcommands_take_besides() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("man"), reason="requires man")
-def test_man_page_breaks_no_names_and_says_nothing_twice() -> None:
+@pytest.mark.parametrize("page", [shellgen.MAN, hostpages.MAN])
+def test_man_page_breaks_no_names_and_says_nothing_twice(page: str) -> None:
     for width in ("60", "72", "80"):
         shown = subprocess.run(
-            ["man", "-l", str(ROOT / shellgen.MAN)], env=dict(os.environ) | {"MANWIDTH": width, "LC_ALL": "C.UTF-8"},
+            ["man", "-l", str(ROOT / page)], env=dict(os.environ) | {"MANWIDTH": width, "LC_ALL": "C.UTF-8"},
             capture_output=True, text=True, timeout=60, check=True,
         ).stdout  # fmt: skip
         assert not re.search("[-\N{HYPHEN}]$", shown, re.MULTILINE), width

@@ -29,6 +29,7 @@ def test_install_and_its_undo(tmp_path: Path) -> None:
     install(tmp_path, "install")
     assert files(tmp_path) == {
         "usr/local/sbin/vramblk-swap",
+        "usr/local/share/man/man8/vramblk-swap.8",
         "etc/systemd/system/vramblk-swap.service",
         "etc/systemd/system/vramblk-swap-sleep.service",
     }
@@ -42,6 +43,7 @@ def test_the_prefix_reaches_the_units(tmp_path: Path) -> None:
     assert "ExecStart=/opt/vramblk/sbin/vramblk-swap up --wait --start" in lines(
         tmp_path, "vramblk-swap.service"
     )
+    assert (tmp_path / "opt/vramblk/share/man/man8/vramblk-swap.8").exists()
     assert not [
         line for unit in tmp_path.rglob("*.service") for line in unit.read_text().splitlines() if "@" in line
     ]

@@ -1,0 +1,230 @@
+"""The man page of vramblk-swap, from the script's own ``--help``; ``python -m tools.shellgen`` writes it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tools.generated import roff
+
+SCRIPT = Path(__file__).resolve().parents[1] / "host" / "vramblk-swap"
+MAN = "share/man/man8/vramblk-swap.8"
+
+_NOTE = "Made by python -m tools.shellgen from vramblk-swap --help."
+_ROW = re.compile(r"  (\S+) +(.*?)(?: \[(.*)\])?")
+_CONTINUED = re.compile(r"\n {4,}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the help.
+
+    Attributes:
+        default: what stands in brackets at the end: a value, a description, or both with a comma between.
+    """
+
+    name: str
+    text: str
+    default: str
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.text[:1].upper()}{self.text[1:]}."
+
+
+@dataclass(frozen=True)
+class Help:
+    """What ``vramblk-swap --help`` prints, by section."""
+
+    commands: tuple[Row, ...]
+    options: tuple[Row, ...]
+    settings: tuple[Row, ...]
+    statuses: tuple[Row, ...]
+
+
+@cache
+def script_help() -> Help:
+    """Ask the script; ``ValueError`` if a line of its help has another form than expected."""
+    text = subprocess.run(
+        ["sh", SCRIPT, "--help"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    return parse(text)
+
+
+def parse(text: str) -> Help:
+    """The sections of a help text; each line is a name, blanks, a description, and a default in brackets.
+
+    A line that is indented more continues the one before it.
+    """
+    usage, commands, options, settings, statuses = (
+        _CONTINUED.sub(" ", part).splitlines() for part in text.split("\n\n")
+    )
+    titles = usage[0].split()[0], settings[0].split(",")[0], statuses[0]
+    if titles != ("usage:", "Settings", "Exit status:"):
+        raise ValueError(f"the sections of the help are {titles}")
+    return Help(_rows(commands), _rows(options), _rows(settings[1:]), _rows(statuses[1:]))
+
+
+def _rows(lines: list[str]) -> tuple[Row, ...]:
+    matches = [_ROW.fullmatch(line) for line in lines]
+    if None in matches:
+        raise ValueError(f"not a name and its description: {lines[matches.index(None)]!r}")
+    return tuple(Row(match[1], match[2], match[3] or "") for match in matches if match)
+
+
+def man_page() -> str:
+    """The man page, in the man(7) macros."""
+    said = script_help()
+    parts = ['.TH VRAMBLK\\-SWAP 8 "" vramblk "System Administration"', f'.\\" {_NOTE}', ".nh\n.ad l", _HEAD]
+    parts.append(".SH COMMANDS")
+    parts += [_entry(row.name, row.sentence) for row in said.commands]
+    parts.append(".SH OPTIONS")
+    parts += [_entry(row.name, row.sentence) for row in said.options]
+    parts.append(_ENVIRONMENT)
+    parts += [_entry(row.name, f"{row.sentence}\nDefault: {row.default}.") for row in said.settings]
+    parts.append('.SH "EXIT STATUS"')
+    parts += [_entry(row.name, row.sentence) for row in said.statuses]
+    parts.append(_TAIL)
+    return "\n".join(parts) + "\n"
+
+
+def _entry(name: str, text: str) -> str:
+    marked = re.sub("`(.*?)`", r"\\fB\1\\fR", roff(text))
+    return f".TP\n.B {roff(name)}\n{marked}"
+
+
+_HEAD = r""".SH NAME
+vramblk\-swap \- use GPU memory that vramblk serves as swap space
+.SH SYNOPSIS
+.B vramblk\-swap
+.BR up | down | status | sleep | wake
+.RI [ options ]
+.SH DESCRIPTION
+.B vramblk\-swap
+attaches an export of a running
+.BR vramblk (1)
+server to an NBD device and makes the device swap space.
+The server must run in swap mode on the same machine.
+.PP
+.B up
+writes each change to a record before it makes the change.
+.B down
+undoes the recorded changes from the last to the first.
+An
+.B up
+that fails undoes its own changes.
+Both are idempotent.
+.PP
+.BR up ,
+.BR down ,
+.B sleep
+and
+.B wake
+require root, except with
+.BR \-\-dry\-run .
+They print each command that changes something to standard error, after a plus sign.
+.SH WARNING
+The pages that are swapped out exist only in the server's memory.
+If the server or the GPU fails while swap is on, these pages are lost.
+The kernel kills each process that needs one of them. If that process is init, the kernel panics.
+Run
+.B vramblk\-swap down
+before you stop the server."""
+_ENVIRONMENT = r""".SH ENVIRONMENT
+The file
+.I /etc/default/vramblk
+can set the same variables.
+A variable in the environment overrides the file.
+An empty value means the default.
+.BR sudo (8)
+drops most variables.
+Write them after
+.BR sudo ,
+as in the examples."""
+_TAIL = r""".SH FILES
+.TP
+.I /etc/default/vramblk
+Settings, one NAME=value on a line.
+A value may have single or double quotes around it.
+The file is read, never executed.
+The systemd units use it too.
+.TP
+.I /run/vramblk\-swap/records
+The changes that
+.B up
+made, for
+.BR down .
+.TP
+.I /run/vramblk\-swap/attached
+The device that is swap, its label and UUID, and the server's process.
+.TP
+.I /run/vramblk\-swap/asleep
+Exists from
+.B sleep
+to
+.B wake
+if swap was on.
+.TP
+.I /run/vramblk\-swap/boot
+The boot to which the other files belong.
+.TP
+.I /run/vramblk\-swap/private/lock
+Lets one
+.B vramblk\-swap
+run at a time.
+.TP
+.I vramblk\-swap.service
+The systemd unit that turns swap on at boot, and off before the server stops.
+.TP
+.I vramblk\-swap\-sleep.service
+The systemd unit that turns swap off before a suspend, and on after it.
+.SH EXAMPLES
+Print what
+.B up
+would do:
+.PP
+.nf
+.RS
+vramblk\-swap up \-\-dry\-run
+.RE
+.fi
+.PP
+Wait for the server, then turn swap on:
+.PP
+.nf
+.RS
+sudo vramblk\-swap up \-\-wait
+.RE
+.fi
+.PP
+Turn swap on with a lower priority than other swap:
+.PP
+.nf
+.RS
+sudo VRAMBLK_SWAP_PRIORITY=50 vramblk\-swap up
+.RE
+.fi
+.PP
+Show how much swap is used, and the server's state, as JSON:
+.PP
+.nf
+.RS
+sudo vramblk\-swap status \-\-json
+.RE
+.fi
+.PP
+Turn swap off, however long it takes:
+.PP
+.nf
+.RS
+sudo vramblk\-swap down \-\-wait
+.RE
+.fi
+.SH "SEE ALSO"
+.BR vramblk (1),
+.BR nbd\-client (8),
+.BR swapon (8),
+.BR proc (5)"""
