@@ -1,11 +1,11 @@
 #!/bin/sh
-# Installs vramblk-swap with its man page and its systemd units, or removes them.
+# Installs vramblk-swap with its man page, its systemd units and an example of its settings, or removes them.
 #
 #   host/install.sh install|uninstall
 #
 # DESTDIR is put before every path, for packages; PREFIX is /usr/local unless set. Without DESTDIR and with systemd
 # running the units are enabled, or disabled first. Swap that is on is neither started nor stopped by an install;
-# an uninstall is refused while it is on.
+# an uninstall is refused while it is on. /etc/default/vramblk is never overwritten, and removed only if nobody changed it.
 #
 # SERVER_UNIT is the unit before whose stop vramblk-swap.service takes swap off, or none. Unless set it is
 # docker.service, but none on a running host that has no such unit: what is required but not there keeps the unit from
@@ -18,8 +18,9 @@ sbindir=${PREFIX:-/usr/local}/sbin
 mandir=${PREFIX:-/usr/local}/share/man/man8
 unitdir=${UNITDIR:-/etc/systemd/system}
 units='vramblk-swap.service vramblk-swap-sleep.service'
-# Another root directory is looked at in the tests only.
+# Another root directory is used in the tests only.
 run=${VRAMBLK_TEST_ROOT-}/run
+defaults=$destination${VRAMBLK_TEST_ROOT-}/etc/default/vramblk
 
 live_systemd() { [ -z "$destination" ] && [ -d "$run/systemd/system" ]; }
 
@@ -47,6 +48,7 @@ install)
     choose_server_unit
     install -D -m 755 vramblk-swap "$destination$sbindir/vramblk-swap"
     install -D -m 644 ../share/man/man8/vramblk-swap.8 "$destination$mandir/vramblk-swap.8"
+    [ -e "$defaults" ] || [ -L "$defaults" ] || install -D -m 644 vramblk.default "$defaults"
     install -d -m 755 "$destination$unitdir"
     for unit in $units; do
         sed -e "s|@sbindir@|$sbindir|" -e "$tie" "systemd/$unit" >"$destination$unitdir/$unit"
@@ -73,6 +75,11 @@ uninstall)
     fi
     for unit in $units; do rm -f "$destination$unitdir/$unit"; done
     rm -f "$destination$sbindir/vramblk-swap" "$destination$mandir/vramblk-swap.8"
+    if cmp -s vramblk.default "$defaults"; then
+        rm -f "$defaults"
+    elif [ -e "$defaults" ]; then
+        echo "vramblk-swap: kept $defaults, which differs from the example"
+    fi
     if live_systemd; then systemctl daemon-reload; fi
     ;;
 *)

@@ -1,4 +1,7 @@
-"""The man page of vramblk-swap, from the script's own ``--help``; ``python -m tools.shellgen`` writes it."""
+"""The man page of vramblk-swap and the example of /etc/default/vramblk, from the script's own ``--help``.
+
+``python -m tools.shellgen`` writes them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from tools.generated import roff
 
 SCRIPT = Path(__file__).resolve().parents[1] / "host" / "vramblk-swap"
 MAN = "share/man/man8/vramblk-swap.8"
+EXAMPLE = "host/vramblk.default"
 
 _NOTE = "Made by python -m tools.shellgen from vramblk-swap --help."
 _ROW = re.compile(r"  (\S+) +(.*?)(?: \[(.*)\])?")
@@ -29,6 +33,12 @@ class Row:
     name: str
     text: str
     default: str
+
+    @property
+    def value(self) -> str:
+        """The default as it can be assigned; empty if only the script can compute it."""
+        value = self.default.partition(",")[0]
+        return "" if " " in value else value
 
     @property
     def sentence(self) -> str:
@@ -73,6 +83,20 @@ def _rows(lines: list[str]) -> tuple[Row, ...]:
     if None in matches:
         raise ValueError(f"not a name and its description: {lines[matches.index(None)]!r}")
     return tuple(Row(match[1], match[2], match[3] or "") for match in matches if match)
+
+
+def example() -> str:
+    """host/vramblk.default: every setting of the script, commented out, with its default."""
+    lines = [
+        "# /etc/default/vramblk: settings of vramblk-swap and its systemd units. See vramblk-swap(8).",
+        "# Each line shows the default. To change it, remove the # and edit the value.",
+        "# An empty value means the default. A variable in the environment overrides this file.",
+        "# The file is read, never executed.",
+    ]
+    for row in script_help().settings:
+        default = [f"# Default: {row.default}."] if row.default != row.value else []
+        lines += ["", f"# {row.sentence}", *default, f"#{row.name}={row.value}"]
+    return "\n".join(lines) + "\n"
 
 
 def man_page() -> str:

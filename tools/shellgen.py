@@ -82,6 +82,7 @@ def _files(root: Path) -> dict[Path, str]:
         root / FISH: fish(),
         root / MAN: man_page(),
         root / hostpages.MAN: hostpages.man_page(),
+        root / hostpages.EXAMPLE: hostpages.example(),
     }
 
 

@@ -30,12 +30,26 @@ def test_install_and_its_undo(tmp_path: Path) -> None:
     assert files(tmp_path) == {
         "usr/local/sbin/vramblk-swap",
         "usr/local/share/man/man8/vramblk-swap.8",
+        "etc/default/vramblk",
         "etc/systemd/system/vramblk-swap.service",
         "etc/systemd/system/vramblk-swap-sleep.service",
     }
     assert os.access(tmp_path / "usr/local/sbin/vramblk-swap", os.X_OK)
     install(tmp_path, "uninstall")
     assert files(tmp_path) == set()
+
+
+def test_settings_of_the_operator_are_neither_overwritten_nor_removed(tmp_path: Path) -> None:
+    settings = tmp_path / "etc/default/vramblk"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("VRAMBLK_SWAP_PRIORITY=7\n")
+    install(tmp_path, "install")
+    install(tmp_path, "uninstall")
+    assert settings.read_text() == "VRAMBLK_SWAP_PRIORITY=7\n"
+    settings.unlink()
+    settings.symlink_to("elsewhere")
+    install(tmp_path, "install")
+    assert settings.is_symlink() and not settings.exists(), "a dangling link is the operator's too"
 
 
 def test_the_prefix_reaches_the_units(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""vramblk-swap(8) and the help that it is made from: both name exactly what the script reads and writes."""
+"""vramblk-swap(8) and the example of /etc/default/vramblk: both name exactly what the script reads and writes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ def shown(text: str) -> str:
     return re.sub(r"^\.(?:[BI]R?) ", "", text, flags=re.MULTILINE).replace("\\-", "-")
 
 
-def _value(row: hostpages.Row) -> str:
-    value = row.default.partition(",")[0]
-    return "" if " " in value else value
+def example() -> dict[str, str]:
+    assignments = re.findall(r"^#(VRAMBLK_\w+)=(.*)$", (ROOT / hostpages.EXAMPLE).read_text(), re.MULTILINE)
+    assert assignments
+    return dict(assignments)
 
 
 def test_help_lists_every_variable_that_the_script_reads_with_its_default() -> None:
     read = {f"VRAMBLK_{name}": default for name, default in _READ.findall(SCRIPT.read_text())}
     assert len(read) >= 8
-    assert {row.name: _value(row) for row in hostpages.script_help().settings} == read
+    assert {row.name: row.value for row in hostpages.script_help().settings} == read
 
 
 def test_help_lists_every_option_and_command_that_the_script_accepts() -> None:
@@ -46,6 +47,26 @@ def test_help_lists_every_option_and_command_that_the_script_accepts() -> None:
 def test_help_lists_every_exit_status_that_the_script_chooses() -> None:
     chosen = re.findall(r"\b(?:fail |exit |code=)([0-9]+)\b", SCRIPT.read_text())
     assert {row.name for row in hostpages.script_help().statuses} == set(chosen)
+
+
+def test_example_has_exactly_the_settings_of_the_script_and_sets_none() -> None:
+    assert list(example()) == [row.name for row in hostpages.script_help().settings]
+    for line in (ROOT / hostpages.EXAMPLE).read_text().splitlines():
+        assert not line or line.startswith("#"), line
+
+
+def test_example_without_its_comment_signs_changes_nothing(host: Host) -> None:
+    """So the defaults in it are the script's, and the script knows each name."""
+    assert host.run("up").returncode == 0
+    plain, state = host.calls(), host.state()
+    assert host.run("down").returncode == 0
+    host.calls()
+    host.write("/etc/default/vramblk", "".join(f"{name}={value}\n" for name, value in example().items()))
+    again = host.run("up")
+    assert again.returncode == 0 and "nothing reads" not in again.stderr, again.stderr
+    assert host.calls() == plain
+    state["etc/default/vramblk"] = host.read("/etc/default/vramblk") + "\n"
+    assert host.state() == state
 
 
 def test_the_unit_overrides_the_timeout_as_the_help_describes() -> None:
