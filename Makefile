@@ -10,7 +10,7 @@ LOCK := requirements-dev.txt
 # Without --only-binary a package without a wheel for this Python would be built with whatever its author asks for.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help install run up down logs status monitoring exporter monitoring-down install-host uninstall-host test test-unit test-wire test-page test-container test-vm test-oclgrind test-intel-cpu test-qemu test-gpu lint bench
+.PHONY: help install run up down logs status monitoring exporter monitoring-down install-host uninstall-host test test-unit test-wire test-page test-container test-vm test-oclgrind test-intel-cpu test-qemu test-gpu lint dist bench
 
 help:
 	@echo "make install    $(VENV) with $(BIN)/vramblk in it, CPU OpenCL included; man page, completions: $(VENV)/share"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-intel-cpu  Intel's OpenCL for processors (700 MB from PyPI); not part of make test"
 	@echo "make test-qemu  a Debian machine with systemd and Docker that swaps; not part of make test"
 	@echo "make lint       ruff, mypy --strict, import contracts, shellcheck"
+	@echo "make dist       source distribution, and a wheel for the Python of $(VENV), in dist"
 	@echo "make bench      the fio table"
 
 # An editable install leaves the man page and the completions out.
@@ -100,6 +101,13 @@ lint: install
 	@if deploy/packages.sh 'make lint' shellcheck:shellcheck; then shellcheck -x $$(git ls-files -co --exclude-standard '*.sh') \
 		.ci/run host/vramblk-swap tests/vm/guest/init tests/vm/guest/watch tests/qemu/guest/main; \
 	else echo "shell scripts were not checked"; fi
+
+# Without build/lib*, the wheel would hold modules that were deleted since the last build.
+dist: install
+	rm -rf dist build/lib* build/bdist*
+	$(BIN)/python setup.py -q sdist
+	VRAMBLK_COMPILE=require $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-index --no-deps \
+		--no-build-isolation --wheel-dir dist .
 
 bench: install
 	@deploy/packages.sh 'make bench' fio:fio nbdkit:nbdkit || true
