@@ -23,7 +23,7 @@ help:
 	@echo "make test-oclgrind  the kernels on a simulator that finds bad accesses and races: all of it, make test a part"
 	@echo "make test-intel-cpu  Intel's OpenCL for processors (700 MB from PyPI); not part of make test"
 	@echo "make test-qemu  a Debian machine with systemd and Docker that swaps; not part of make test"
-	@echo "make lint       ruff, mypy --strict, import contracts, shellcheck"
+	@echo "make lint       ruff, mypy --strict, import contracts, generated files, zizmor, shellcheck"
 	@echo "make dist       source distribution, and a wheel for the Python of $(VENV), in dist"
 	@echo "make bench      the fio table"
 
@@ -98,6 +98,7 @@ lint: install
 	$(BIN)/python -m tools.docsgen --check
 	$(BIN)/python -m tools.shellgen --check
 	$(BIN)/python -m tools.monitoring --check
+	$(BIN)/zizmor --offline --no-progress --quiet .github
 	@if deploy/packages.sh 'make lint' shellcheck:shellcheck; then shellcheck -x $$(git ls-files -co --exclude-standard '*.sh') \
 		.ci/run host/vramblk-swap tests/vm/guest/init tests/vm/guest/watch tests/qemu/guest/main; \
 	else echo "shell scripts were not checked"; fi

@@ -1,4 +1,4 @@
-"""README.md and docs/ name what exists: links, make targets, subcommands, options, files, modules, messages.
+"""The pages at the top and in docs/ name what exists: links, make targets, subcommands, options, files, modules, messages.
 
 In docs/troubleshooting.md a line that begins with ``> `` quotes a message of the program; ``…`` stands
 for what differs. Nothing else may stand behind such a bar.
@@ -20,9 +20,9 @@ import pytest
 from vramblk.cli import COMMANDS, make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
 #: Options named without their command, of programs that are not ours.
-FOREIGN_OPTIONS = frozenset({"--network", "--iodepth"})
+FOREIGN_OPTIONS = frozenset({"--network", "--iodepth", "--build-arg"})
 _FOLDERS = "bench|deploy|docs|host|share|tests|tools|vramblk"
 _PATH = re.compile(
     rf"(?:{_FOLDERS})/[\w./-]*\w/?|(?:compose[\w.-]*|entrypoint|requirements)\.(?:yaml|sh|txt)"
