@@ -728,7 +728,7 @@ def test_the_device_of_a_connection(tmp_path: Path) -> None:
 
     attach(0, 862, "@bd-client", "-unix", "/run/nbd.sock", "/dev/nbd0", "")
     attach(1, 870, "@bd-client", "-unix", "/run/other.sock", "/dev/nbd1", "")
-    attach(2, 881, "@bd-client", "-unix", "/run/nbd.sock", "/dev/nbd2", "")
+    attach(2, 881, "@bd-client", "-unix", "/run/vramblk-swap/private/nbd.sock", "/dev/nbd2", "")
     (tmp_path / "proc/850").mkdir()
 
     def found(pid: int) -> str | None:

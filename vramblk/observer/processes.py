@@ -13,6 +13,8 @@ from ..shared.window import Word
 from ..system import proc
 
 OBSERVER = "observer"
+#: The hard link to a server's socket that host/vramblk-swap gives to nbd-client.
+_ATTACHED_BY = b"/run/vramblk-swap/private/nbd.sock"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def nbd_device_of(peer: str, sockets: Iterable[str], root: Path = proc.ROOT) -> 
         return waiting[int(pid)]
     if (root / "proc" / pid).exists():
         return None
-    ours = {path.encode() for path in sockets}
+    ours = {_ATTACHED_BY, *(path.encode() for path in sockets)}
     later = (each for each in sorted(waiting) if each > int(pid) and _names(each, ours, root))
     return waiting.get(next(later, -1))
 
