@@ -261,7 +261,7 @@ def test_make_names_what_it_installs_for_the_virtual_environment(machine: Machin
 
 def test_make_lint_installs_shellcheck(machine: Machine) -> None:
     machine.has({"shellcheck": ["shellcheck"]})
-    for name in ("ruff", "mypy", "lint-imports", "python"):
+    for name in ("ruff", "mypy", "lint-imports", "python", "zizmor"):
         stand_in(machine, name, "exit 0")
     machine.run("make", "-o", "install", "lint", "VENV=venv", f"PYTHON={sys.executable}")
     assert machine.installed == {"shellcheck"}
