@@ -148,6 +148,14 @@ def test_what_a_child_prints_is_logged(nursery: Nursery, events: Events) -> None
     assert printed == ["on stdout", "on stderr", "abort: without a line end"]
 
 
+def test_a_child_that_prints_without_end_does_not_fill_the_log(nursery: Nursery, events: Events) -> None:
+    """A traceback is logged whole, and of a flood the begin."""
+    child = nursery.fork(lambda: os.write(2, b"x\n" * 5000))
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    nursery.table.reap()
+    assert 100 < sum(event["event"] == "child_stderr" for event in events) <= 200
+
+
 def test_a_fault_at_one_end_hides_no_other(nursery: Nursery) -> None:
     """What one child's end raises comes through when all are told; what ends the server comes first."""
     told: list[Child] = []

@@ -16,6 +16,8 @@ from .logpipe import LogPipe
 
 #: A dead child's pipe may be held open by a process of its own, and then has no end.
 _LAST_READS = 16
+#: Lines of a child's stderr that are logged in a period: a whole traceback, but no flood.
+_LINES, _LINES_PERIOD_S = 200, 10.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class ProcessTable:
         self._private = private
         self._entries: dict[int, _Entry] = {}
         self._log = logs.get()
+        self._stderr_limiter = logs.Limiter(_LINES, _LINES_PERIOD_S)
 
     def fork(
         self,
@@ -112,5 +115,6 @@ class ProcessTable:
         """Log what a child has printed; True at the end of its pipe."""
         lines, at_end = child.read_lines()
         for line in lines:
-            self._log.warning("child_stderr", role=child.role, child=child.pid, line=line)
+            fields = {"role": child.role, "child": child.pid, "line": line}
+            self._stderr_limiter.log(self._log, "child_stderr", child.pid, "warning", fields)
         return at_end
