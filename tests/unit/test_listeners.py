@@ -251,6 +251,9 @@ class Workers:
         self.willing = True
         self.numbers: list[int] = []
 
+    def accepts(self, *, local: bool) -> bool:
+        return self.has_room
+
     def admit(self, connection: socket.socket, number: int, peer: str) -> str:
         if self.attached >= self.most or not self.willing:
             return "full"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -121,3 +124,42 @@ def _own_address() -> str | None:
             return None
         host = str(probe.getsockname()[0])
     return None if host.startswith("127.") else host
+
+
+def test_a_worker_that_stands_still_keeps_nobody_out(start: Start) -> None:
+    """A slow negotiation at the other worker makes way, although the server is not full."""
+    server = start("--max-connections", "12", "--workers", "2", tcp=True)
+    stopped, _ = server.named("worker")
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        with ExitStack() as stack:
+            for _ in range(8):  # more than the other worker has places for, fewer than all
+                stack.enter_context(server.connect("tcp"))
+            server.wait_event("worker_stalled")
+            time.sleep(1)
+            begun = time.monotonic()
+            client = stack.enter_context(server.client())
+            assert len(client.read(0, 4096)) == 4096
+            assert time.monotonic() - begun < 3, "it has waited until a negotiation was too slow"
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+
+
+def test_workers_that_stand_still_leave_the_engines_place(start: Start) -> None:
+    """By default the engine serves the first local client, whatever the workers do."""
+    server = start(tcp=True)
+    workers = server.named("worker")
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    try:
+        with ExitStack() as stack:
+            for _ in workers:
+                stack.enter_context(server.connect("tcp"))
+            server.wait_event("worker_stalled")
+            begun = time.monotonic()
+            client = stack.enter_context(server.client())
+            assert len(client.read(0, 4096)) == 4096
+            assert time.monotonic() - begun < 3
+    finally:
+        for worker in workers:
+            os.kill(worker, signal.SIGCONT)

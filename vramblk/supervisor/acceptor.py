@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import socket
 from collections.abc import Sequence
 
 from ..config.settings import Settings
@@ -15,7 +16,7 @@ from .workerpool import WorkerPool
 
 _ACCEPTS = 64
 _GONE_BEFORE_ACCEPT = (errno.ECONNABORTED, errno.ECONNRESET, errno.ENOTCONN, errno.EINVAL, errno.EPROTO)
-_TIMER = "accept"
+_TIMER = "accept {}"
 
 
 class Acceptor:
@@ -49,34 +50,35 @@ class Acceptor:
         self._log = logs.get()
 
     def open(self) -> None:
-        try:
-            for listener in self._listeners:
-                self._loop.watch(listener.sock.fileno(), lambda listener=listener: self._accept(listener))  # type: ignore[misc]
-        except OSError as error:  # all or none, and later again
-            logs.limited(self._log, "accept_failed", detail=str(error))
-            self._pause(self._exhausted_pause_s)
+        self._watch(self._listeners)
 
     def close(self) -> None:
         """Close the sockets: who connects now is refused by the kernel."""
-        self._loop.cancel(_TIMER)
-        self._unwatch()
         for listener in self._listeners:
+            self._loop.cancel(_timer(listener))
+            self._loop.unwatch(listener.sock.fileno())
             listener.sock.close()
 
-    def _unwatch(self) -> None:
-        for listener in self._listeners:
-            self._loop.unwatch(listener.sock.fileno())
+    def _watch(self, listeners: Sequence[Listener]) -> None:
+        try:
+            for listener in listeners:
+                self._loop.watch(listener.sock.fileno(), lambda listener=listener: self._accept(listener))  # type: ignore[misc]
+        except OSError as error:  # all or none, and later again
+            logs.limited(self._log, "accept_failed", detail=str(error))
+            self._pause(listeners, self._exhausted_pause_s)
 
-    def _pause(self, pause_s: float) -> None:
+    def _pause(self, listeners: Sequence[Listener], pause_s: float) -> None:
         """Leave clients in the backlog; unwatched, or the loop would turn without end."""
-        self._unwatch()
-        self._loop.after(_TIMER, pause_s, self.open)
+        for listener in listeners:
+            self._loop.unwatch(listener.sock.fileno())
+            self._loop.after(_timer(listener), pause_s, lambda listener=listener: self._watch([listener]))  # type: ignore[misc]
 
     def _accept(self, listener: Listener) -> None:
+        local = listener.sock.family == socket.AF_UNIX
         for _ in range(_ACCEPTS):
             full = self._pool.attached >= self._most
-            if not full and not self._swap and not self._pool.has_room:
-                self._pause(self._full_pause_s)  # a worker is being replaced
+            if not full and not self._swap and not self._pool.accepts(local=local):
+                self._pause([listener], self._full_pause_s)  # a worker is being replaced
                 return
             try:
                 connection, peer = listener.accept()
@@ -86,7 +88,7 @@ class Acceptor:
                 if error.errno in _GONE_BEFORE_ACCEPT:
                     continue
                 logs.limited(self._log, "accept_failed", detail=str(error))
-                self._pause(self._exhausted_pause_s)
+                self._pause(self._listeners, self._exhausted_pause_s)
                 return
             with connection:
                 if reason := self._pool.admit(connection, next(self._numbers), peer):
@@ -96,3 +98,7 @@ class Acceptor:
         control = self._control
         control.store(ControlWord.CONNECTIONS_REFUSED, control.load(ControlWord.CONNECTIONS_REFUSED) + 1)
         logs.limited(self._log, "connection_refused", client=peer, reason=reason)
+
+
+def _timer(listener: Listener) -> str:
+    return _TIMER.format(listener.sock.fileno())

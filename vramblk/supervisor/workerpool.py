@@ -24,6 +24,8 @@ from .stalls import PASSED_OVER_S, Stalls
 
 #: A client that nobody has taken by then had better try again.
 _GIVE_UP_S = 5.0
+#: A negotiation that has taken longer makes way although the server is not full, if nobody has a place left.
+_SLOW_NS = 1_000_000_000
 
 
 class WorkerPool:
@@ -58,6 +60,20 @@ class WorkerPool:
     def has_room(self) -> bool:
         """Whether any client would be taken, wherever it comes from."""
         return any(self._takes(slot) for slot in self._workers or self.slots)
+
+    def accepts(self, *, local: bool) -> bool:
+        """Whether one more client would be taken: a place is free, or a slow negotiation can make way.
+
+        Args:
+            local: it is on a Unix socket, so the engine may take it too.
+        """
+        if any(map(self._takes, self.slots if local else self._workers or self.slots)):
+            return True
+        slow_ns = time.monotonic_ns() - _SLOW_NS
+        return any(
+            client.negotiates_since_ns is not None and client.negotiates_since_ns < slow_ns
+            for client, _ in self._held().values()
+        )
 
     def clients(self) -> list[str]:
         """Who is attached, as ``peer export``."""
