@@ -226,6 +226,16 @@ def test_a_document_that_is_no_status_is_one_line(tmp_path: Path, document: obje
         status(settings_of("--status-socket", str(path)), json=False, health=False)
 
 
+@pytest.mark.parametrize("document", [{}, [], 1, {"warnings": [1]}, {"warnings": [], "health": "x", "exports": []}])
+@pytest.mark.parametrize("history", [HISTORY, [], {"next": 1}])
+def test_top_ends_in_one_line_at_a_document_that_is_none(observed: Observed, document: object, history: object) -> None:
+    view = _View(StatusServer(asking(observed)))
+    view._server.json = lambda path: document if "status" in path else history  # type: ignore[method-assign]
+    with pytest.raises(RuntimeFailure, match="not understood"):
+        view.refresh()
+        view.render(Console())
+
+
 @pytest.mark.parametrize("depth", [100, 500, 700, 900, 5_000])
 def test_a_document_that_is_nested_deeply_is_one_line(tmp_path: Path, depth: int) -> None:
     """Also where it is not too deep for the parser; `top` takes it through the same function."""

@@ -13,7 +13,8 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ..config.settings import Settings
@@ -189,3 +190,18 @@ def why(place: Address, error: Exception) -> str:
             )
     path = place.path if isinstance(place, UnixAddress) else place
     return f"{path}: {printable(reason)[:200]}{hint}"
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Around what reads and draws a status document.
+
+    Raises:
+        RuntimeFailure: it is none.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise RuntimeFailure(
+            "the server's answer to /status.json is not understood: no status document"
+        ) from error

@@ -8,9 +8,8 @@ from typing import Any
 
 from ..config.settings import Settings
 from ..config.units import format_latency, format_seconds, format_size, printable
-from ..errors import RuntimeFailure
 from ..system.certificate import as_date
-from .observerclient import StatusServer, printable_document
+from .observerclient import StatusServer, printable_document, understood
 
 
 def status(settings: Settings, json: bool, health: bool) -> int:
@@ -29,12 +28,8 @@ def status(settings: Settings, json: bool, health: bool) -> int:
     if json:
         print(json_format.dumps(document, indent=2))
         return 0
-    try:
+    with understood():
         text = "\n".join(as_text(printable_document(document)))
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise RuntimeFailure(
-            "the server's answer to /status.json is not understood: no status document"
-        ) from error
     print(text)
     return 0
 

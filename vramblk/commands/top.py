@@ -19,7 +19,7 @@ from rich.text import Text
 from ..config.settings import Settings
 from ..config.units import format_seconds, format_size, printable
 from ..errors import RuntimeFailure
-from .observerclient import StatusServer, printable_document
+from .observerclient import StatusServer, printable_document, understood
 from .status import connection_rows, headline, latency_rows
 from .toplayout import Part, fit
 
@@ -43,9 +43,8 @@ def top(settings: Settings) -> int:
     server = StatusServer(settings)
     if not (sys.stdout.isatty() and sys.stdin.isatty()):
         raise RuntimeFailure("top needs a terminal; without one use: vramblk status")
-    view = _View(server)
+    view, console = _View(server), Console()
     view.refresh()
-    console = Console()
     with (
         _keys() as pressed,
         Live(view.render(console), console=console, screen=True, auto_refresh=False) as live,
@@ -97,18 +96,28 @@ class _View:
 
     def refresh(self) -> None:
         """Ask; errors as ``StatusServer.get``."""
-        self._document = printable_document(self._server.json("/status.json"))
+        document = printable_document(self._server.json("/status.json"))
         history = self._server.json(f"/history.json?since={self._next}")
-        if history["next"] < self._next:
-            self._rows.clear()
-        self._rows += [dict(zip(history["columns"], row, strict=True)) for row in history["rows"]]
+        with understood():
+            if history["next"] < self._next:
+                self._rows.clear()
+            self._rows += [dict(zip(history["columns"], row, strict=True)) for row in history["rows"]]
+            self._next = history["next"]
         del self._rows[:-600]
-        self._next = history["next"]
+        self._document = document
         self._answered = time.monotonic()
         self.problem = ""
 
     def render(self, console: Console) -> RenderableType:
-        """Head, clients and the way out always; the rest as far as the terminal is high, in this order."""
+        """Head, clients and the way out always; the rest as far as the terminal is high, in this order.
+
+        Raises:
+            RuntimeFailure: what was answered is no status document.
+        """
+        with understood():
+            return self._render(console)
+
+    def _render(self, console: Console) -> RenderableType:
         document = self._document
         parts = [
             Part(0, [self._head(document)]),
