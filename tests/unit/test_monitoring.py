@@ -23,7 +23,7 @@ from vramblk.observer.metriclist import METRICS
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
 _EVENT = re.compile(r"[a-z]+(?:_[a-z]+)*")
-_LEVELS = {"debug", "info", "warning", "error", "critical", "limited", "fail"}
+_LEVELS = {"debug", "info", "warning", "error", "critical", "limited", "fail", "log"}
 
 
 def test_dashboard_and_page_of_metrics_are_up_to_date() -> None:
