@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import sys
 import threading
 from collections import Counter
@@ -59,12 +60,19 @@ def start(gpu: DeviceInfo, tmp_path: Path) -> Iterator[object]:
         pytest.skip("needs root or an unlimited memory lock")
     with ExitStack() as stack:
 
+        # The OpenCL loader opens every runtime, and a processor's brings 60 MB of LLVM.
+        vendors = tmp_path / "vendors"
+        vendors.mkdir()
+        for icd in Path("/etc/OpenCL/vendors").glob("*.icd"):
+            if "NVIDIA" not in gpu.platform or "nvidia" in icd.name:
+                shutil.copy(icd, vendors)
+
         def start_swap(workers: int) -> Server:
             program = (sys.executable, str(PROGRAM), str(tmp_path / "report"), "prefaulted")
             return stack.enter_context(
                 Server(
                     tmp_path / "server", "--mode", "swap", "--workers", str(workers), program=program, size="2G",
-                    environment={"PYTHONPATH": os.pathsep.join(sys.path)},
+                    environment={"PYTHONPATH": os.pathsep.join(sys.path), "OCL_ICD_VENDORS": f"{vendors}/"},
                 )
             )  # fmt: skip
 
