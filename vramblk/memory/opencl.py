@@ -454,7 +454,6 @@ class OpenCLMemory:
                 yield
             if self._checksums is not None:
                 self._checksums.take()
-            self._unsigned.clear()
             self._prepare_runs()
             for _ in proof(self, SHORT_STEP_BYTES):
                 yield
@@ -508,6 +507,9 @@ class OpenCLMemory:
         self._device.closed()
 
     def _free(self) -> None:
+        # Batches of echoes go on: they must not look after blocks and a table that are gone.
+        self._unsigned.clear()
+        self._found_is_stale = False
         if self._checksums is not None:
             self._checksums.close()
         for buffer in self._buffers:

@@ -250,6 +250,24 @@ class ChecksumContract:
             rig.memory.execute(batch)
         assert memory.read(6 * BLOCK, BLOCK) == rig.model.bytes[6 * BLOCK : 7 * BLOCK].tobytes()
 
+    @pytest.mark.parametrize("unsigned", [False, True])
+    def test_echoes_after_a_mismatch_and_a_release(self, memory: Flippable, unsigned: bool) -> None:
+        """A client leaves because it got EIO; then the canary looks after the device of an export without memory."""
+        rig, echo = memory.rig, Batch()
+        memory.flip(5 * BLOCK)
+        with pytest.raises(ChecksumError):
+            memory.read(5 * BLOCK, BLOCK)
+        if unsigned:  # as of a batch of writes that has failed
+            rig.memory._unsigned.append((5 * BLOCK, BLOCK))  # type: ignore[attr-defined]
+        for _ in rig.memory.release():
+            pass
+        echo.echoes.append(Copy(0, 0, BLOCK, RX + BLOCK))
+        rig.memory.execute(echo)
+        assert np.array_equal(rig.windows[0].slab[RX + BLOCK :][:BLOCK], rig.windows[0].slab[:BLOCK])
+        for _ in rig.memory.take():
+            rig.memory.execute(echo)
+        assert not rig.content().any()
+
     def test_fill_zero_and_proof_sign(self, memory: Flippable) -> None:
         """What the memory writes by itself is good, over whatever was there."""
         size = memory.rig.memory.size_bytes
