@@ -221,15 +221,25 @@ class MappedMemory:
     def release(self) -> Iterator[None]:
         """As ``base.Memory``; only a file gives memory back, a device keeps it, zeroed."""
         yield from zeroing(self)
-        self.target.give_back(self._start, self.size_bytes)
+        # Batches of echoes go on: signing would have the kernel take pages again.
+        self._unsigned.clear()
+        for place in self.target.steps(self._start, self.size_bytes):
+            self.target.give_back(*place)
+            yield
 
     def take(self) -> Iterator[None]:
         if self.target.in_ram and (missing := systemram.missing_bytes(self.size_bytes)):
             raise MissingMemory(f"map:{self.target.path}: system RAM for {self.size_bytes} bytes", missing)
-        self.target.reserve_again(self._start, self.size_bytes)
-        self._unsigned.clear()
-        for _ in proof(self, SHORT_STEP_BYTES):
-            yield
+        taken = False
+        try:
+            yield from self.target.reserve_again(self._start, self.size_bytes)
+            for _ in proof(self, SHORT_STEP_BYTES):
+                yield
+            taken = True
+        finally:
+            if not taken:
+                self._unsigned.clear()
+                self.target.give_back(self._start, self.size_bytes)
 
     def close(self) -> None:
         if self._checksums is not None:

@@ -10,6 +10,7 @@ import mmap
 import os
 import re
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from ..system import kernel, proc
 from .base import MissingMemory
 
 _UNIT = 4096
+#: Of a file, given back or taken at once.
+_STEP_BYTES = 32 << 20
 _MEMORY_MAJOR = 1
 #: /dev/mem, /dev/kmem, /dev/port: all of the machine, from address 0.
 _WHOLE_MACHINE_MINORS = (1, 2, 4)
@@ -62,21 +65,34 @@ class MapTarget:
             with suppress(OSError):
                 kernel.punch_hole(self.descriptor, offset, length)
 
-    def reserve_again(self, offset: int, length: int) -> None:
-        """Take again what was given back.
+    def reserve_again(self, offset: int, length: int) -> Iterator[None]:
+        """Take again what was given back, in steps; what was taken stays on failure.
 
         Raises:
             MissingMemory: the file system has not enough.
         """
+        for start, piece in self.steps(offset, length):
+            try:
+                os.posix_fallocate(self.descriptor, start, piece)
+            except OSError as error:
+                room = os.fstatvfs(self.descriptor)
+                missing = max(offset + length - start - room.f_bavail * room.f_frsize, _UNIT)
+                raise MissingMemory(f"map:{self.path}: {error.strerror}", missing) from None
+            yield
+
+    def steps(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """The pieces (offset, length) in which a range of a file is given back and taken; none of a device.
+
+        The kernel takes some tenths of a second for a GiB. A page of hugetlbfs is never cut.
+        """
         if not self.is_file:
             return
-        try:
-            os.posix_fallocate(self.descriptor, offset, length)
-        except OSError as error:
-            room = os.fstatvfs(self.descriptor)
-            missing = max(length - room.f_bavail * room.f_frsize, _UNIT)
-            self.give_back(offset, length)
-            raise MissingMemory(f"map:{self.path}: {error.strerror}", missing) from None
+        step = max(_STEP_BYTES, os.fstat(self.descriptor).st_blksize)
+        end = offset + length
+        while offset < end:
+            piece = min(end - offset, step - offset % step)
+            yield offset, piece
+            offset += piece
 
     def close(self) -> None:
         """One of the exports needs it no more."""

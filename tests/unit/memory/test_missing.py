@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vramblk.config.units import parse_size
-from vramblk.memory import systemram
+from vramblk.memory import maptarget, systemram
 from vramblk.memory.arenas import plan_arenas
 from vramblk.memory.base import DeviceError, MissingMemory, Pattern
 from vramblk.memory.devices import CPU, discover
@@ -155,5 +155,49 @@ def test_a_file_system_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
         assert path.stat().st_blocks * 512 == 4 * MIB
         memory.close()
+    finally:
+        path.unlink()
+
+
+def test_a_file_that_is_taken_and_given_up_is_given_back() -> None:
+    """At whatever step, and when it fails its proof: else nobody could take the memory, and itself no more."""
+    path = Path(f"/dev/shm/vramblk-unit-{os.getpid()}")
+    path.write_bytes(b"x" * (4 * MIB))
+    try:
+        memory = MappedMemory(str(path), parse_size("max"))
+        for _ in memory.release():
+            pass
+        for steps in range(1, 6):
+            taking = memory.take()
+            for _ in range(steps):
+                next(taking)
+            assert path.stat().st_blocks
+            taking.close()  # type: ignore[attr-defined]
+            assert path.stat().st_blocks == 0, steps
+        memory.mismatches = lambda *_: [(4096, 8192)]  # type: ignore[method-assign]
+        with pytest.raises(DeviceError, match="does not hold what was written"):
+            for _ in memory.take():
+                pass
+        assert path.stat().st_blocks == 0
+        memory.close()
+    finally:
+        path.unlink()
+
+
+def test_a_file_is_given_back_and_taken_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are served in between; a step ends at a multiple of its length, whatever the slice begins at."""
+    monkeypatch.setattr(maptarget, "_STEP_BYTES", MIB)
+    path = Path(f"/dev/shm/vramblk-unit-{os.getpid()}")
+    path.write_bytes(b"x" * (4 * MIB))
+    try:
+        target = maptarget.open_target(str(path), parse_size("max"))
+        steps = list(target.steps(4096, 3 * MIB))
+        assert steps == [(4096, MIB - 4096), (MIB, MIB), (2 * MIB, MIB), (3 * MIB, 4096)]
+        for step in steps:
+            target.give_back(*step)
+        assert path.stat().st_blocks * 512 == MIB
+        taken = [path.stat().st_blocks * 512 for _ in target.reserve_again(4096, 3 * MIB)]
+        assert taken == [2 * MIB - 4096, 3 * MIB - 4096, 4 * MIB - 4096, 4 * MIB]
+        target.close()
     finally:
         path.unlink()
