@@ -74,7 +74,7 @@ class Shared:
                 hide(window.whole)
                 os.close(self.doorbells[window.index].reader)
             os.close(self.doorbells[window.index].writer)
-        os.close(self.engine_doorbell.reader)
+        self._only_ring_the_engine()
         self.control.write_protect()
 
     def confine_observer(self) -> None:
@@ -83,8 +83,17 @@ class Shared:
             write_protect(window.whole)
             os.close(self.doorbells[window.index].reader)
             os.close(self.doorbells[window.index].writer)
-        os.close(self.engine_doorbell.reader)
+        os.close(self.doorbells[self.canary.index].writer)
+        self._only_ring_the_engine()
         self.control.write_protect()
+
+    def _only_ring_the_engine(self) -> None:
+        """Keep a writer of the engine's doorbell that others do not share, who would block with it."""
+        shared = self.engine_doorbell.writer
+        own = os.open(f"/proc/self/fd/{shared}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.dup2(own, shared, inheritable=False)
+        os.close(own)
+        os.close(self.engine_doorbell.reader)
 
 
 def make_shared(

@@ -27,8 +27,8 @@ class Bell(NamedTuple):
     """The ends of a doorbell's pipe, both non-blocking.
 
     Whoever takes a process over can make what it has open blocking for all who share it, and take rings away.
-    An eventfd is shared by all. So a worker has the reader of its own doorbell and the writer of the
-    engine's, and nothing else.
+    An eventfd is shared by all. So a worker and the observer have the reader of their own doorbell and a
+    writer of the engine's that nobody else has, and nothing else.
 
     Attributes:
         reader: readable from a ring on until it is cleared.

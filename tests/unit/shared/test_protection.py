@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,27 @@ def test_a_worker_can_write_its_own_window_and_nothing_else(shared: Shared) -> N
 
     assert in_child(confined)
     assert all(can_write(window.whole) for window in shared.windows)
+
+
+@pytest.mark.parametrize("who", ["worker", "observer"])
+def test_a_confined_process_makes_no_doorbell_block_for_others(shared: Shared, who: str) -> None:
+    """It rings the engine through a writer of its own, and has none of its own doorbell."""
+    own = shared.windows[0] if who == "worker" else shared.canary
+
+    def confined() -> bool:
+        shared.confine_worker(0) if who == "worker" else shared.confine_observer()
+        for bell in (*shared.doorbells, shared.engine_doorbell):
+            for end in bell:
+                with suppress(OSError):
+                    os.set_blocking(end, True)
+        shared.engine_doorbell.ring()
+        return os.get_blocking(shared.doorbells[own.index].reader)
+
+    assert in_child(confined)
+    bells = [*shared.doorbells, shared.engine_doorbell]
+    assert not any(os.get_blocking(bell.writer) for bell in bells)
+    assert not os.get_blocking(shared.engine_doorbell.reader)
+    assert os.read(shared.engine_doorbell.reader, 2) == b"\1"
 
 
 def test_a_confined_worker_and_the_engine_still_see_each_other(shared: Shared) -> None:
