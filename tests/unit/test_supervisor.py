@@ -626,3 +626,15 @@ def test_log_pipe_never_blocks() -> None:
     finally:
         os.close(pipe.reader)
         os.close(pipe.writer)
+
+
+def test_a_child_makes_the_log_block_for_nobody_else(nursery: Nursery) -> None:
+    """Else one that was taken over could hold up all others at their next line."""
+
+    def body() -> int:
+        os.set_blocking(nursery.pipe.writer, True)
+        return os.write(nursery.pipe.writer, b"{}\n")
+
+    assert nursery.wait(nursery.fork(body)) == 3
+    assert not os.get_blocking(nursery.pipe.writer)
+    assert os.read(nursery.pipe.reader, 4) == b"{}\n"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config.settings import Settings
+from ..system import privileges
 from .control import Control
 from .doorbell import Bell, make_bell
 from .places import make_places
@@ -89,10 +90,7 @@ class Shared:
 
     def _only_ring_the_engine(self) -> None:
         """Keep a writer of the engine's doorbell that others do not share, who would block with it."""
-        shared = self.engine_doorbell.writer
-        own = os.open(f"/proc/self/fd/{shared}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.dup2(own, shared, inheritable=False)
-        os.close(own)
+        privileges.own_writer(self.engine_doorbell.writer)
         os.close(self.engine_doorbell.reader)
 
 

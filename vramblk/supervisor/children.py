@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from ..errors import StartupError
-from ..system import childsignals, kernel, logs
+from ..system import childsignals, kernel, logs, privileges
 from ..system.cgroups import Kills
 
 #: Exit status of a child that ends by an exception which nobody foresaw (EX_SOFTWARE).
@@ -173,15 +173,16 @@ def _run_child(
         for descriptor in close:
             os.close(descriptor)
         logs.configure(channel.descriptor, channel.json, channel.on_drop, role, channel.verbose)
-        status = _guarded(role, body)
+        status = _guarded(role, body, channel)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(status)
 
 
-def _guarded(role: str, body: Callable[[], int]) -> int:
+def _guarded(role: str, body: Callable[[], int], channel: Channel) -> int:
     try:
+        privileges.own_writer(channel.descriptor)
         return body()
     except StartupError as error:
         logs.get().error("process_failed", role=role, detail=str(error))

@@ -103,6 +103,19 @@ def drop(uid: int | None, *, keep: int = 0) -> None:
             os._exit(0)
 
 
+def own_writer(pipe: int) -> None:
+    """Open a non-blocking writer of a pipe anew under its number: others who have it do not share its flags.
+
+    Whoever takes this process over can make its writers block. It must still be the uid that made the pipe.
+
+    Raises:
+        OSError: /proc is not there.
+    """
+    own = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.dup2(own, pipe, inheritable=False)
+    os.close(own)
+
+
 def _become(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
