@@ -174,7 +174,8 @@ name stays `vram`. The names are the same at each start.
 - If there is not enough memory, the client gets an error with the amount that is missing and the device.
   Other exports go on. The connection may ask for another export.
 - A client that attaches before the server has seen the last one leave finds the data of before.
-- A `map:` device keeps its memory; it is zeroed. A file on tmpfs or hugetlbfs gives its pages back.
+- A `map:` device keeps its memory; it is zeroed, and not proven again. A file on
+  tmpfs or hugetlbfs gives its pages back.
 - The engine keeps what the runtime itself needs on the GPU, and a staging buffer as large as all its windows.
 - `vramblk status`, the page, `vramblk top` and `vramblk_export_held` show which exports hold memory.
 - The engine serves a local client of such an export to its end. It does not pass it on to a worker.

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pytest
@@ -201,3 +202,28 @@ def test_a_file_is_given_back_and_taken_in_steps(monkeypatch: pytest.MonkeyPatch
         target.close()
     finally:
         path.unlink()
+
+
+def test_a_device_that_has_kept_its_memory_is_not_proven_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is zero since its release. No client would wait until a slow PCI BAR is read back twice."""
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    with NamedTemporaryFile(dir="/dev/shm") as file:
+        file.truncate(MIB)
+        memory = MappedMemory(file.name, parse_size("max"))
+        memory.target.is_file = False
+        for _ in range(2):
+            memory.fill(0, MIB, Pattern.RANDOM)
+            for _ in memory.release():
+                pass
+            assert list(memory.take()) == []
+        memory.fill(0, MIB, Pattern.RANDOM)
+        releasing = memory.release()
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(memory, "_zero", fail)
+            next(releasing)
+        assert list(memory.take()), "nobody knows what it holds"
+        assert memory.mismatches(0, MIB, Pattern.ZERO) == []
+        memory.close()
