@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.plain_memory import PlainMemory
-from tests.unit.sharedmemory import make_shared
+from tests.unit.sharedmemory import make_shared, rings
 from vramblk.config.settings import load_settings
 from vramblk.engine.executor import Executor, engine_windows
 from vramblk.engine.holdings import Holdings
@@ -18,6 +18,7 @@ from vramblk.shared.descriptors import Op
 from vramblk.shared.doorbell import worker_doorbell
 from vramblk.shared.holds import HeldWords, HoldWords
 from vramblk.shared.ring import SubmissionRing
+from vramblk.shared.window import Word
 
 SIZE = 1 << 20
 MIB = 1 << 20
@@ -129,6 +130,19 @@ def rig() -> Rig:
 
 def test_nothing_is_held_at_first(rig: Rig) -> None:
     assert rig.state() == [False, False] and not rig.holdings.waiting() and not rig.holdings.turn()
+
+
+def test_who_can_go_on_is_woken_while_another_export_is_taken(rig: Rig) -> None:
+    """The client of the first export need not wait until its worker wakes for that of the second."""
+    rig.change(0, 0)
+    rig.change(0, 1)
+    rig.holdings.turn()
+    rig.shared.windows[0].store(Word.WORKER_SLEEPING, 1)
+    assert not rings(rig.shared.doorbells[0])
+    while not rig.held.held(0):
+        assert not rings(rig.shared.doorbells[0])
+        rig.holdings.turn()
+    assert rings(rig.shared.doorbells[0]) and not rig.held.held(1)
 
 
 def test_taken_for_the_first_and_released_after_the_last(rig: Rig) -> None:

@@ -219,6 +219,9 @@ class Holdings:
             self._executor.hold(holding.number, True)
             self._held.set_missing(holding.number, 0)
             self._held.set(holding.number, True)
+            for index, asker in enumerate(self._askers):
+                if asker.users[holding.number]:  # some may still have to wait for another export
+                    self._doorbells[index].wake()
             self._log.info("export_held", **self._about(holding), seconds=seconds)
         else:
             holding.state = _State.FREE
