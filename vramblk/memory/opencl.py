@@ -117,16 +117,19 @@ class OpenCLMemory:
                 progress("allocate", done, self.size_bytes)
 
     def _allocating(self) -> Iterator[int]:
-        """Make each arena and touch all of it; after each the bytes that there are."""
+        """Make each arena and touch it, in steps; after each the bytes of the arenas that are done."""
         done = 0
         for size_bytes in self._arena_sizes:
             buffer = self._device.allocate(size_bytes)
             self._buffers.append(buffer)
             self._handles.append(int(buffer.int_ptr))
-            self._zero_piece(self._handles[-1], 0, size_bytes)
-            self._device.finish()
-            done += size_bytes
-            yield done
+            for at in range(0, size_bytes, SHORT_STEP_BYTES):
+                piece = min(SHORT_STEP_BYTES, size_bytes - at)
+                self._zero_piece(self._handles[-1], at, piece)
+                self._device.finish()
+                if at + piece == size_bytes:
+                    done += size_bytes
+                yield done
 
     @property
     def pinned(self) -> Sequence[bool]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vramblk.config.units import parse_size
-from vramblk.memory import maptarget, systemram
+from vramblk.memory import maptarget, opencl, systemram
 from vramblk.memory.arenas import plan_arenas
 from vramblk.memory.base import DeviceError, MissingMemory, Pattern
 from vramblk.memory.devices import CPU, discover
@@ -90,6 +90,20 @@ def test_taking_that_is_given_up_frees_everything(memory: OpenCLMemory, device: 
             next(taking)
         taking.close()
         assert device.left == left, steps
+
+
+def test_arenas_are_touched_in_steps(memory: OpenCLMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """System RAM takes seconds for an arena of some GiB, in which others want to be served."""
+    monkeypatch.setattr(opencl, "SHORT_STEP_BYTES", 3 * MIB)
+    touched: list[tuple[int, int]] = []
+    zero = memory._zero_piece
+    memory._zero_piece = lambda _, *place: (touched.append(place), zero(_, *place))  # type: ignore[assignment]
+    taking = memory.take()
+    for number in range(1, 9):
+        next(taking)
+        assert touched[:number] == ([(0, 3 * MIB), (3 * MIB, MIB)] * 4)[:number]
+        assert len(touched) == number
+    taking.close()  # type: ignore[attr-defined]
 
 
 def test_memory_that_fails_its_proof_is_freed(memory: OpenCLMemory, device: Scarce) -> None:
