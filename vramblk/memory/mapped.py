@@ -92,8 +92,8 @@ class MappedMemory:
         self._checksums = MappedChecksums(self._bytes) if verify_reads else None
         #: Ranges that were or are being written under their old checksums.
         self._unsigned: list[tuple[int, int]] = []
-        #: The last release has come to its end.
-        self._is_zero = False
+        #: The last release has zeroed all of it, and given nothing back.
+        self._kept = False
 
     @property
     def description(self) -> dict[str, Any]:
@@ -222,18 +222,19 @@ class MappedMemory:
 
     def release(self) -> Iterator[None]:
         """As ``base.Memory``; only a file gives memory back, a device keeps it, zeroed."""
-        self._is_zero = False
+        self._kept = False
         yield from zeroing(self)
-        self._is_zero = True
         # Batches of echoes go on: signing would have the kernel take pages again.
         self._unsigned.clear()
+        given = False
         for place in self.target.steps(self._start, self.size_bytes):
-            self.target.give_back(*place)
+            given |= self.target.give_back(*place)
             yield
+        self._kept = not given
 
     def take(self) -> Iterator[None]:
-        """As ``base.Memory``; what a device has kept is zero and was proven at start."""
-        if not self.target.is_file and self._is_zero:
+        """As ``base.Memory``; what was kept is zero and was proven at start."""
+        if self._kept:
             return  # to read a PCI BAR back takes minutes, for which no client would wait
         if self.target.in_ram and (missing := systemram.missing_bytes(self.size_bytes)):
             raise MissingMemory(f"map:{self.target.path}: system RAM for {self.size_bytes} bytes", missing)

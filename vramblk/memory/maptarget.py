@@ -11,7 +11,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,12 +57,15 @@ class MapTarget:
         """Whether its pages are system RAM that has to be taken anew once it was given back."""
         return self.is_file and proc.file_system(os.fstat(self.descriptor).st_dev) in _CHARGED_FILE_SYSTEMS
 
-    def give_back(self, offset: int, length: int) -> None:
-        """Have the file system free the pages of a range, whose content becomes zero; of a device nothing."""
-        if self.is_file:
-            # A file system that cannot do it keeps the pages.
-            with suppress(OSError):
-                kernel.punch_hole(self.descriptor, offset, length)
+    def give_back(self, offset: int, length: int) -> bool:
+        """Have the file system free the pages of a range, whose content becomes zero; False if they stay."""
+        if not self.is_file:
+            return False
+        try:
+            kernel.punch_hole(self.descriptor, offset, length)
+        except OSError:  # ramfs, for one, cannot do it
+            return False
+        return True
 
     def reserve_again(self, offset: int, length: int) -> Iterator[None]:
         """Take again what was given back, in steps; what was taken stays on failure.

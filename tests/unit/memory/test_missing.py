@@ -19,6 +19,7 @@ from vramblk.memory.devices import CPU, discover
 from vramblk.memory.mapped import MappedMemory
 from vramblk.memory.opencl import OpenCLMemory
 from vramblk.memory.opendevice import OpenDevice
+from vramblk.system import kernel
 
 MIB = 1 << 20
 
@@ -218,26 +219,33 @@ def test_a_file_is_given_back_and_taken_in_steps(monkeypatch: pytest.MonkeyPatch
         path.unlink()
 
 
-def test_a_device_that_has_kept_its_memory_is_not_proven_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is zero since its release. No client would wait until a slow PCI BAR is read back twice."""
+@pytest.mark.parametrize("kind", ["device", "ramfs"])
+def test_memory_that_was_kept_is_not_proven_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is zero since its release. No client would wait until a slow PCI BAR is read back twice.
+
+    A file system that gives no pages back needs no others.
+    """
 
     def fail(*_: Any) -> None:
-        raise MemoryError
+        raise OSError(errno.EOPNOTSUPP, "injected")
 
     with NamedTemporaryFile(dir="/dev/shm") as file:
         file.truncate(MIB)
         memory = MappedMemory(file.name, parse_size("max"))
-        memory.target.is_file = False
+        if kind == "device":
+            memory.target.is_file = False
+        else:
+            monkeypatch.setattr(kernel, "punch_hole", fail)
+            monkeypatch.setattr(systemram, "available_bytes", lambda *_: 0)
         for _ in range(2):
             memory.fill(0, MIB, Pattern.RANDOM)
             for _ in memory.release():
                 pass
             assert list(memory.take()) == []
-        memory.fill(0, MIB, Pattern.RANDOM)
-        releasing = memory.release()
-        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            assert memory.mismatches(0, MIB, Pattern.ZERO) == []
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="injected"):
             patch.setattr(memory, "_zero", fail)
-            next(releasing)
+            next(memory.release())
+        monkeypatch.undo()
         assert list(memory.take()), "nobody knows what it holds"
-        assert memory.mismatches(0, MIB, Pattern.ZERO) == []
         memory.close()
