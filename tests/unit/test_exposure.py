@@ -68,7 +68,7 @@ def test_sockets_of_a_group(tmp_path: Path) -> None:
         os.chown(path, -1, 1234)
     gid = path.stat().st_gid
     assert list(shared_swap_sockets(swap)) == [(str(path), gid)]
-    [found] = [each for each in warnings._exposure(swap) if each.code == "swap_socket_group"]
+    [found] = [each for each in warnings._exposure({"socket_groups": [{"path": str(path), "group": gid}]}, swap) if each.code == "swap_socket_group"]
     assert f"group {gid}" in found.text
     assert list(shared_swap_sockets(settings_of("--listen-addr", f"unix:{path}"))) == []
     path.chmod(0o600)

@@ -256,7 +256,8 @@ def test_swap_device_gets_a_worker_that_runs(start: Start, tmp_path: Path) -> No
         with server.client() as first, server.connect() as second:
             second.greet()
             assert second.go()[-1].type == nbd.ERR_POLICY, "both workers answer, and one client is attached"
-            assert first.read(0, 6) == b"served"
+            first.write(0, b"again!")
+            assert first.read(0, 6) == b"again!"
             first.disconnect()
 
 

@@ -82,6 +82,9 @@ class StatusDocument:
             },
             "listen": [str(address) for address in settings.listen_addr],
             "socket_files_gone": self._files.gone(),
+            "socket_groups": [
+                {"path": path, "group": group} for path, group in self._shared.socket_groups
+            ],
             "locked_bytes": locked,
             "exports": self._exports(export_table, totals),
             "connections": connections,

@@ -13,7 +13,6 @@ from ..config.exposure import (
     behind_published_ports,
     exposed_listeners,
     exposed_metrics,
-    shared_swap_sockets,
 )
 from ..config.settings import Settings
 from ..config.units import format_days, format_size
@@ -55,7 +54,7 @@ def _find(document: dict[str, Any], settings: Settings) -> Iterator[OperatorWarn
     if settings.mode == "swap":
         yield from _swap(document)
     yield from _certificate(document)
-    yield from _exposure(settings)
+    yield from _exposure(document, settings)
 
 
 def _device(document: dict[str, Any], settings: Settings) -> Iterator[OperatorWarning]:
@@ -237,7 +236,7 @@ def _certificate(document: dict[str, Any]) -> Iterator[OperatorWarning]:
     )
 
 
-def _exposure(settings: Settings) -> Iterator[OperatorWarning]:
+def _exposure(document: dict[str, Any], settings: Settings) -> Iterator[OperatorWarning]:
     for address, who in exposed_listeners(settings):
         yield OperatorWarning(
             "nbd_exposed",
@@ -245,11 +244,12 @@ def _exposure(settings: Settings) -> Iterator[OperatorWarning]:
             _sentence(f"{who} can read and write the exports: {address} asks no client who it is"),
             _sentence(NBD_REMEDY),
         )
-    for path, group in shared_swap_sockets(settings):
+    for each in document["socket_groups"]:
         yield OperatorWarning(
             "swap_socket_group",
             "warning",
-            f"Every account of group {group} can open {path} and attach a swap export that has no client.",
+            f"Every account of group {each['group']} can open {each['path']} and attach a swap export "
+            "that has no client.",
             _sentence(GROUP_REMEDY),
         )
     if (metrics := exposed_metrics(settings)) is not None:

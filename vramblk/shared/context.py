@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..config.exposure import shared_swap_sockets
 from ..config.settings import Settings
 from ..system import privileges
 from .control import Control
@@ -32,6 +33,7 @@ class Shared:
         local: the window of the clients that the engine serves itself, if it does.
         observer_uid: what the observer runs as; each worker has one of those behind it. None: all have the
             supervisor's.
+        socket_groups: as ``config.exposure.shared_swap_sockets``; the observer may not be able to look.
     """
 
     settings: Settings
@@ -44,6 +46,7 @@ class Shared:
     log_fd: int
     local: Window | None = None
     observer_uid: int | None = None
+    socket_groups: Sequence[tuple[str, int]] = ()
 
     @property
     def client_windows(self) -> Sequence[Window]:
@@ -101,7 +104,7 @@ def make_shared(
     log_fd: int,
     observer_uid: int | None = None,
 ) -> Shared:
-    """Make windows, doorbells and written-maps.
+    """Make windows, doorbells and written-maps; the sockets must be bound.
 
     Args:
         workers: layout of each worker's window.
@@ -122,4 +125,5 @@ def make_shared(
         log_fd=log_fd,
         local=windows[-2] if local is not None else None,
         observer_uid=observer_uid,
+        socket_groups=list(shared_swap_sockets(settings)),
     )

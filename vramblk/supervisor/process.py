@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..config.exposure import GROUP_REMEDY, NBD_REMEDY, exposed_listeners, shared_swap_sockets
+from ..config.exposure import GROUP_REMEDY, NBD_REMEDY, exposed_listeners
 from ..config.settings import Settings
 from ..errors import PreconditionError, RuntimeFailure, StartupError
 from ..shared.context import Shared
@@ -261,7 +261,7 @@ class Supervisor:
         for address, who in exposed_listeners(settings):
             detail = f"{who} can read and write the exports"
             self._log.warning("nbd_exposed", address=str(address), detail=detail, remedy=NBD_REMEDY)
-        for path, group in shared_swap_sockets(settings):
+        for path, group in self._shared.socket_groups:
             detail = "every account of this group can attach a swap export that has no client"
             self._log.warning("swap_socket_group", path=path, group=group, detail=detail, remedy=GROUP_REMEDY)
         self._log.info(
