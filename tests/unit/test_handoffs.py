@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -96,3 +98,32 @@ def test_a_connection_that_has_begun_is_taken_back_as_such(handoffs: Handoffs) -
 def test_how_a_connection_goes_on_travels_as_text() -> None:
     begin = Begin(3, True, False, 7, bytes(range(256)))
     assert moves.unpack(json.loads(json.dumps(moves.pack(begin)))) == begin
+
+
+#: "ret 1" of a classic BPF program: only the first byte of each message is received.
+CUT = struct.pack("HBBI", 6, 0, 0, 1)
+SO_ATTACH_FILTER = 26
+
+
+def cut_messages(sock: socket.socket) -> None:
+    program = ctypes.create_string_buffer(CUT)
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+
+
+def bring_credentials(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
+
+@pytest.mark.parametrize("spoil", (cut_messages, bring_credentials))
+def test_worker_that_has_spoiled_its_socket_is_survived(
+    handoffs: Handoffs, spoil: Callable[[socket.socket], None]
+) -> None:
+    """Its clients are closed: no descriptor stays, and none is taken for one that is not."""
+    before = os.listdir("/proc/self/fd")
+    spoil(handoffs.theirs)
+    for number in range(2):
+        assert give(handoffs, number)
+    taken = list(iter(handoffs.take_back, None))
+    assert all(connection is None for _, connection in taken)
+    assert len(taken) == (0 if spoil is cut_messages else 2)
+    assert os.listdir("/proc/self/fd") == before

@@ -139,8 +139,8 @@ class Handoffs:
         The socket is None if this process has no descriptor left for it: the connection is closed then.
         """
         try:
-            while (found := self._receive()) is not None and "tls" in found[0]:
-                self._tls_due = True
+            while (found := self._receive()) is not None and "id" not in found[0]:
+                self._tls_due |= "tls" in found[0]
                 if found[1] is not None:
                     os.close(found[1])
         finally:
@@ -176,7 +176,11 @@ class Handoffs:
         self.theirs.close()
 
     def _receive(self) -> tuple[dict[str, Any], int | None] | None:
-        """The first message that the worker has not received, and its descriptor."""
+        """The first message that the worker has not received, and its descriptor.
+
+        Nobody but this process sends, but a faulty worker may have set its end to cut messages short, which
+        gives an empty one, or to bring more than descriptors, which leaves these no room.
+        """
         try:
             # Not socket.recv_fds, which drops its flags and would wait.
             text, control, _, _ = self.theirs.recvmsg(_LONGEST_MESSAGE, _CONTROL_BYTES, _AT_ONCE)
@@ -184,8 +188,12 @@ class Handoffs:
             return None
         if not text:  # shut: nothing is on its way any more
             return None
-        descriptors = [_DESCRIPTOR.unpack(data)[0] for _, _, data in control if len(data) == _DESCRIPTOR.size]
-        return json.loads(text), descriptors[0] if descriptors else None  # nobody but this process sends
+        rights = [data for _, kind, data in control if kind == socket.SCM_RIGHTS]
+        descriptor = _DESCRIPTOR.unpack(rights[0])[0] if rights else None
+        try:
+            return json.loads(text), descriptor
+        except ValueError:
+            return {}, descriptor
 
     def _send_tls_files(self) -> bool:
         """Send the TLS files that the worker is still to get; False if they cannot be sent now."""
