@@ -169,6 +169,17 @@ def spoil_doorbells(worker: int, engine: int, log: str) -> None:
     os.close(process)
 
 
+def pipes_that_block(pid: int) -> list[str]:
+    """Descriptors of pipes, but for stdout and stderr, on which a process would wait."""
+    return [
+        path.name
+        for path in Path(f"/proc/{pid}/fd").iterdir()
+        if int(path.name) > 2
+        and os.readlink(path).startswith("pipe:")
+        and not int(Path(f"/proc/{pid}/fdinfo/{path.name}").read_text().split()[3], 8) & os.O_NONBLOCK
+    ]
+
+
 def log_pipe(worker: int, observer: int) -> str:
     """Which descriptor of a worker is the log."""
     read = {
@@ -178,6 +189,24 @@ def log_pipe(worker: int, observer: int) -> str:
     }
     theirs = [path for path in Path(f"/proc/{worker}/fd").iterdir() if int(path.name) > 2]
     return next(path.name for path in theirs if os.readlink(path) in read)
+
+
+def test_a_worker_leaves_its_successor_nothing_that_blocks(start: Start) -> None:
+    """It has made all that it has blocking, and dies: the next one would wait at its doorbell for ever."""
+    server = start("--workers", "1")
+    (bad,) = server.named("worker")
+    before = pipes_that_block(bad)
+    call, process = ctypes.CDLL(None, use_errno=True).syscall, os.pidfd_open(bad)
+    for path in Path(f"/proc/{bad}/fd").iterdir():
+        if os.readlink(path).startswith("pipe:"):
+            descriptor = call(PIDFD_GETFD, process, int(path.name), 0)
+            os.set_blocking(descriptor, True)
+            os.close(descriptor)
+    os.close(process)
+    os.kill(bad, signal.SIGKILL)
+    fresh = server.wait_event("worker_restarted")["child"]
+    eventually(lambda: server.get("/readyz")[0] == 200)
+    assert pipes_that_block(fresh) == before
 
 
 def test_a_worker_holds_up_nobody_by_its_doorbells(start: Start) -> None:

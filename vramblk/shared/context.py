@@ -78,7 +78,7 @@ class Shared:
                 hide(window.whole)
                 os.close(self.doorbells[window.index].reader)
             os.close(self.doorbells[window.index].writer)
-        self._only_ring_the_engine()
+        self._own_doorbells(self.doorbells[index])
         self.control.write_protect()
 
     def confine_observer(self) -> None:
@@ -88,12 +88,17 @@ class Shared:
             os.close(self.doorbells[window.index].reader)
             os.close(self.doorbells[window.index].writer)
         os.close(self.doorbells[self.canary.index].writer)
-        self._only_ring_the_engine()
+        self._own_doorbells(self.doorbells[self.canary.index])
         self.control.write_protect()
 
-    def _only_ring_the_engine(self) -> None:
-        """Keep a writer of the engine's doorbell that others do not share, who would block with it."""
-        privileges.own_writer(self.engine_doorbell.writer)
+    def _own_doorbells(self, bell: Bell) -> None:
+        """Keep this process's reader and a writer of the engine's doorbell.
+
+        Nobody shares them, who would block with them: neither others that ring the engine, nor a successor
+        that waits here.
+        """
+        privileges.own_end(bell.reader, os.O_RDONLY)
+        privileges.own_end(self.engine_doorbell.writer, os.O_WRONLY)
         os.close(self.engine_doorbell.reader)
 
 

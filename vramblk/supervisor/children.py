@@ -182,7 +182,7 @@ def _run_child(
 
 def _guarded(role: str, body: Callable[[], int], channel: Channel) -> int:
     try:
-        privileges.own_writer(channel.descriptor)
+        privileges.own_end(channel.descriptor, os.O_WRONLY)
         return body()
     except StartupError as error:
         logs.get().error("process_failed", role=role, detail=str(error))

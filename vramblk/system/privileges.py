@@ -103,15 +103,19 @@ def drop(uid: int | None, *, keep: int = 0) -> None:
             os._exit(0)
 
 
-def own_writer(pipe: int) -> None:
-    """Open a non-blocking writer of a pipe anew under its number: others who have it do not share its flags.
+def own_end(pipe: int, access: int) -> None:
+    """Open a non-blocking end of a pipe anew under its number: others who have it do not share its flags.
 
-    Whoever takes this process over can make its writers block. It must still be the uid that made the pipe.
+    Whoever takes this process over can make its descriptors block, also for a successor that inherits the
+    same. It must still be the uid that made the pipe.
+
+    Args:
+        access: O_RDONLY for the reader, O_WRONLY for the writer.
 
     Raises:
         OSError: /proc is not there.
     """
-    own = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    own = os.open(f"/proc/self/fd/{pipe}", access | os.O_NONBLOCK | os.O_CLOEXEC)
     os.dup2(own, pipe, inheritable=False)
     os.close(own)
 
