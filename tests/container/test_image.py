@@ -40,7 +40,7 @@ CONTEXT = (
 )
 
 
-REBUILD_WITHIN_S = 20
+REBUILD_WITHIN_S = 40
 
 
 def program(name: str) -> str:
