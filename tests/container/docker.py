@@ -23,7 +23,7 @@ COMPOSE_V2 = ("docker", "compose")
 #: The OpenCL runtimes in the image under test.
 RUNTIMES = "nvidia cpu"
 BUILD_TIMEOUT_S = 800
-HEALTHY_WITHIN_S = 30
+HEALTHY_WITHIN_S = 10
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -40,7 +40,7 @@ CONTEXT = (
 )
 
 
-REBUILD_WITHIN_S = 40
+REBUILD_WITHIN_S = 20
 
 
 def program(name: str) -> str:
