@@ -12,8 +12,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+import structlog
 
 from tests.unit import rig
+from vramblk.system import logs
 
 #: pyopencl's cache of generated code: another test process may hold its lock when this one opens it.
 _CACHE = "/pytools/"
@@ -55,6 +57,22 @@ def _open_descriptors() -> dict[str, str]:
             if _CACHE not in target:
                 found[number] = target
     return found
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """What this process logs; its children log nothing."""
+    monkeypatch.setattr(logs, "limiter", logs.Limiter())
+    structlog.reset_defaults()
+    with structlog.testing.capture_logs() as found:
+        yield found
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def events(log: list[Any]) -> list[Any]:
+    """The same by the name that tests use whose processes have a log too."""
+    return log
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from tests.unit.sharedmemory import make_control
 from vramblk.config.settings import load_settings
@@ -23,7 +22,6 @@ from vramblk.supervisor import listeners
 from vramblk.supervisor.acceptor import Acceptor
 from vramblk.supervisor.eventloop import EventLoop
 from vramblk.supervisor.listeners import Listener, socket_group
-from vramblk.system import logs
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="requires root: gives a file to another group")
 
@@ -310,15 +308,6 @@ class Door:
 
     def refused(self) -> int:
         return self.control.load(ControlWord.CONNECTIONS_REFUSED)
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    monkeypatch.setattr(logs, "limiter", logs.Limiter())
-    structlog.reset_defaults()
-    with structlog.testing.capture_logs() as found:
-        yield found
-    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import structlog
 
 from vramblk.supervisor import preparation
-from vramblk.system import logs, privileges
+from vramblk.system import privileges
 
 Events = list[dict[str, Any]]
 
@@ -24,15 +22,6 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(privileges, "_in_use", lambda: iter(()))
     monkeypatch.setattr(privileges, "_accounts", lambda: iter(()))
     return found
-
-
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[Events]:
-    monkeypatch.setattr(logs, "limiter", logs.Limiter())
-    structlog.reset_defaults()
-    with structlog.testing.capture_logs() as found:
-        yield found
-    structlog.reset_defaults()
 
 
 @pytest.mark.parametrize("source", ["_accounts", "_in_use"])

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import structlog
 
 from tests.unit.sharedmemory import fill, make_shared, rings
 from vramblk.config.settings import load_settings
@@ -26,20 +25,9 @@ from vramblk.supervisor.failures import startup_error
 from vramblk.supervisor.logpipe import LogPipe
 from vramblk.supervisor.processtable import ProcessTable
 from vramblk.supervisor.signalpipe import SignalPipe, obey
-from vramblk.system import logs
 
 SLAB = 1 << 16
 Events = list[dict[str, Any]]
-
-
-@pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[Events]:
-    """What this process logs; its children log nothing."""
-    monkeypatch.setattr(logs, "limiter", logs.Limiter())
-    structlog.reset_defaults()
-    with structlog.testing.capture_logs() as found:
-        yield found
-    structlog.reset_defaults()
 
 
 def make(*arguments: str) -> Shared:

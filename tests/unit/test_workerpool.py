@@ -9,12 +9,10 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import structlog
 
 from tests.unit.sharedmemory import make_shared, rings, share
 from vramblk.config.settings import Settings, load_settings
@@ -29,7 +27,6 @@ from vramblk.supervisor.sizing import window_layouts
 from vramblk.supervisor.slots import make_slots
 from vramblk.supervisor.workerpool import WorkerPool
 from vramblk.supervisor.workerprocesses import WorkerProcesses
-from vramblk.system import logs
 
 
 def settings(*arguments: str) -> Settings:
@@ -202,15 +199,6 @@ class Family:
         """A client of this worker closes its connection."""
         window = self.shared.windows[index]
         window.store(Word.CLOSED, window.load(Word.CLOSED) + 1)
-
-
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    monkeypatch.setattr(logs, "limiter", logs.Limiter())
-    structlog.reset_defaults()
-    with structlog.testing.capture_logs() as found:
-        yield found
-    structlog.reset_defaults()
 
 
 def names_of(log: list[Any]) -> list[str]:

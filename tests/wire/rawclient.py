@@ -137,6 +137,17 @@ class RawClient:
         except (ConnectionError, ssl.SSLError):
             return True
 
+    def ends(self) -> bool:
+        """Whether the server closes this connection; replies that are on their way are skipped."""
+        try:
+            while self.socket.recv(1 << 20):
+                pass
+        except ConnectionError:
+            pass
+        except TimeoutError:
+            return False
+        return True
+
     # Negotiation
 
     def greet(self, client_flags: int = 3) -> int:

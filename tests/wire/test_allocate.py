@@ -272,14 +272,7 @@ def test_a_dead_workers_clients_hold_nothing(start: Start) -> None:
             os.kill(pid, signal.SIGKILL)
         eventually(lambda: held(server) == [False])
 
-    def attached() -> bool:
-        try:
-            server.client("").close()
-        except (AssertionError, EOFError, OSError):
-            return False
-        return True
-
-    eventually(attached, 5)
+    eventually(server.takes_a_client, 5)
 
 
 def test_a_local_client_keeps_its_memory_however_deep_it_asks(server: Server) -> None:

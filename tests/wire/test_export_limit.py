@@ -101,11 +101,4 @@ def test_the_places_of_a_worker_that_has_died_are_free(start: Start) -> None:
         for pid in server.named("worker"):
             os.kill(pid, signal.SIGKILL)
 
-    def attached() -> bool:
-        try:
-            server.client("").close()
-        except (AssertionError, EOFError, OSError):
-            return False
-        return True
-
-    eventually(attached, 5)
+    eventually(server.takes_a_client, 5)

@@ -60,8 +60,3 @@ class Slot:
 def make_slots(shared: Shared) -> list[Slot]:
     """One for each window that has clients, without a process yet."""
     return [Slot(window, Backoff(), window is shared.local) for window in shared.client_windows]
-
-
-def printable(text: str) -> str:
-    """Without what could break a line or move a terminal's cursor."""
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)

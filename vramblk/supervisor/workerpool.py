@@ -14,12 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..config.units import printable
 from ..shared.context import Shared
 from ..shared.window import ConnectionState
 from .eventloop import EventLoop
 from .handoffs import Handoff
 from .limits import Client, Full, Limits, Origin, Peer, makes_way, peer_of
-from .slots import Slot, printable
+from .slots import Slot
 from .stalls import PASSED_OVER_S, Stalls
 
 #: A client that nobody has taken by then had better try again.

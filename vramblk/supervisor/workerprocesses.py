@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
+from ..config.units import printable
 from ..errors import RuntimeFailure, StartupError
 from ..shared.context import Shared
 from ..shared.control import ControlWord
@@ -19,7 +20,7 @@ from .children import Child
 from .eventloop import EventLoop
 from .failures import parsed, startup_error
 from .handoffs import Handoff, Handoffs
-from .slots import Slot, printable
+from .slots import Slot
 
 _RESTART_POLL_S = 0.02
 #: A counter beyond it was not counted up to it.
