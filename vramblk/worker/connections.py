@@ -155,6 +155,7 @@ class Connections:
         self._pollset.close(connection.fd, connection.sock)
 
     def _close(self, connection: Connection) -> None:
+        self._admission.leave_place(connection.lane)  # before the client learns of it, and comes back
         self._forget(connection)
         try:
             connection.note_closed()

@@ -81,6 +81,11 @@ class Holds:
         if negotiation not in self.waiting:
             self.waiting.append(negotiation)
 
+    def forget(self, negotiation: Negotiation) -> None:
+        """One that may wait is dropped."""
+        if negotiation in self.waiting:
+            self.waiting.remove(negotiation)
+
     @property
     def changed(self) -> bool:
         """Whether those that wait should ask again."""

@@ -159,7 +159,7 @@ class ClientLoop:
         """Whether nobody is served, and nobody asks anything of this window."""
         return not (
             self.connections.by_fd or self.negotiations.by_fd or self.fences.unseen
-            or self.fences.asking or self.fences.waiting or self.pollset.starved
+            or self.fences.asking or self.fences.waiting or self.holds.waiting or self.pollset.starved
         )  # fmt: skip
 
     def sleep(self) -> None:
@@ -167,6 +167,7 @@ class ClientLoop:
         self.doorbell.begin_sleep()
         if self.has_work():
             self.doorbell.end_sleep()
+            self._turns = _TURNS_WITHOUT_EPOLL  # whatever the work is, the next turn looks at everything
         else:
             self.window.counters.add("sleeps")
             events = self.pollset.poll(self.timeout_s())
@@ -174,8 +175,8 @@ class ClientLoop:
             if self.fences.unseen:
                 self.fences.see()
             self._handle(events)
-        self._turns = 0
-        self._looked_ns = time.monotonic_ns()
+            self._turns = 0
+            self._looked_ns = time.monotonic_ns()
 
     def poll(self, timeout_s: float | None) -> bool:
         """Handle what epoll reports within ``timeout_s`` (None: however long it takes)."""

@@ -181,6 +181,8 @@ class Negotiations:
     def drop(self, negotiation: Negotiation, reason: str) -> None:
         """Close one, for a reason that is logged unless the client has ended it in order."""
         del self.by_fd[negotiation.fd]
+        self._admission.leave_place(negotiation.lane)  # before the client learns of it, and comes back
+        self._admission.holds.forget(negotiation)
         self._pollset.close(negotiation.fd, negotiation.sock)
         self._admission.free(negotiation.lane)
         if not negotiation.orderly:
