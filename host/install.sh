@@ -15,6 +15,7 @@ set -eu
 cd "$(dirname "$0")"
 destination=${DESTDIR:-}
 sbindir=${PREFIX:-/usr/local}/sbin
+libdir=${PREFIX:-/usr/local}/lib/vramblk-swap
 mandir=${PREFIX:-/usr/local}/share/man/man8
 unitdir=${UNITDIR:-/etc/systemd/system}
 units='vramblk-swap.service vramblk-swap-sleep.service'
@@ -47,6 +48,10 @@ case ${1:-} in
 install)
     choose_server_unit
     install -D -m 755 vramblk-swap "$destination$sbindir/vramblk-swap"
+    # Parts that an earlier version had must not stay.
+    rm -rf "$destination$libdir"
+    install -d -m 755 "$destination$libdir"
+    install -m 644 lib/*.sh "$destination$libdir"
     install -D -m 644 ../share/man/man8/vramblk-swap.8 "$destination$mandir/vramblk-swap.8"
     [ -e "$defaults" ] || [ -L "$defaults" ] || install -D -m 644 vramblk.default "$defaults"
     install -d -m 755 "$destination$unitdir"
@@ -74,6 +79,7 @@ uninstall)
         systemctl disable $units || true
     fi
     for unit in $units; do rm -f "$destination$unitdir/$unit"; done
+    rm -rf "$destination$libdir"
     rm -f "$destination$sbindir/vramblk-swap" "$destination$mandir/vramblk-swap.8"
     if cmp -s vramblk.default "$defaults"; then
         rm -f "$defaults"

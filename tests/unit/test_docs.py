@@ -187,7 +187,8 @@ def quoted_messages(text: str) -> list[str]:
 def templates() -> tuple[tuple[str, ...], ...]:
     """The texts that each source file can print, what is put in as NUL or as the shell's variable."""
     shell = [
-        ROOT / "host" / "vramblk-swap", ROOT / "host" / "install.sh", ROOT / "entrypoint.sh",
+        ROOT / "host" / "vramblk-swap", *(ROOT / "host" / "lib").glob("*.sh"), ROOT / "host" / "install.sh",
+        ROOT / "entrypoint.sh",
         *(ROOT / "deploy").glob("*.sh"), *ROOT.glob("compose*.yaml"),
     ]  # fmt: skip
     return (

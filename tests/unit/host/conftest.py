@@ -16,6 +16,13 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[3] / "host" / "vramblk-swap"
+LIBRARY = SCRIPT.parent / "lib"
+
+
+def script_text() -> str:
+    """The script and its parts as one text."""
+    return "".join(path.read_text() for path in (SCRIPT, *sorted(LIBRARY.glob("*.sh"))))
+
 
 _STUB = r"""#!/bin/sh
 name=${0##*/}

@@ -29,12 +29,18 @@ def test_install_and_its_undo(tmp_path: Path) -> None:
     install(tmp_path, "install")
     assert files(tmp_path) == {
         "usr/local/sbin/vramblk-swap",
+        *(f"usr/local/lib/vramblk-swap/{path.name}" for path in (HOST / "lib").iterdir()),
         "usr/local/share/man/man8/vramblk-swap.8",
         "etc/default/vramblk",
         "etc/systemd/system/vramblk-swap.service",
         "etc/systemd/system/vramblk-swap-sleep.service",
     }
     assert os.access(tmp_path / "usr/local/sbin/vramblk-swap", os.X_OK)
+    script = tmp_path / "usr/local/sbin/vramblk-swap"
+    assert "usage: vramblk-swap" in subprocess.run([script, "--help"], capture_output=True, text=True).stdout
+    (tmp_path / "usr/local/lib/vramblk-swap/of-an-earlier-version.sh").touch()
+    install(tmp_path, "install")
+    assert not (tmp_path / "usr/local/lib/vramblk-swap/of-an-earlier-version.sh").exists()
     install(tmp_path, "uninstall")
     assert files(tmp_path) == set()
 

@@ -10,7 +10,7 @@ import pytest
 
 from tools import hostpages
 
-from .conftest import SCRIPT, Host
+from .conftest import SCRIPT, Host, script_text
 
 ROOT = SCRIPT.parents[1]
 MAN = (ROOT / hostpages.MAN).read_text()
@@ -30,22 +30,22 @@ def example() -> dict[str, str]:
 
 
 def test_help_lists_every_variable_that_the_script_reads_with_its_default() -> None:
-    read = {f"VRAMBLK_{name}": default for name, default in _READ.findall(SCRIPT.read_text())}
+    read = {f"VRAMBLK_{name}": default for name, default in _READ.findall(script_text())}
     assert len(read) >= 8
     assert {row.name: row.value for row in hostpages.script_help().settings} == read
 
 
 def test_help_lists_every_option_and_command_that_the_script_accepts() -> None:
-    accepted = re.findall(r"^    (--[a-z-]+)\) \w+=yes ;;$", SCRIPT.read_text(), re.MULTILINE)
+    accepted = re.findall(r"^    (--[a-z-]+)\) \w+=yes ;;$", script_text(), re.MULTILINE)
     assert {row.name for row in hostpages.script_help().options} == set(accepted)
     (commands,) = re.findall(
-        r"unknown command \$command; allowed are (.*?)\" ;;$", SCRIPT.read_text(), re.MULTILINE
+        r"unknown command \$command; allowed are (.*?)\" ;;$", script_text(), re.MULTILINE
     )
     assert [row.name for row in hostpages.script_help().commands] == re.split(", | and ", commands)
 
 
 def test_help_lists_every_exit_status_that_the_script_chooses() -> None:
-    chosen = re.findall(r"\b(?:fail |exit |code=)([0-9]+)\b", SCRIPT.read_text())
+    chosen = re.findall(r"\b(?:fail |exit |code=)([0-9]+)\b", script_text())
     assert {row.name for row in hostpages.script_help().statuses} == set(chosen)
 
 
@@ -81,7 +81,7 @@ def test_the_unit_overrides_the_timeout_as_the_help_describes() -> None:
 def test_man_page_lists_exactly_the_files_of_the_script() -> None:
     section = shown(MAN.partition(".SH FILES\n")[2].partition(".SH ")[0])
     listed = set(re.findall(r"^/run/vramblk-swap/(\S+)$", section, re.MULTILINE))
-    text = SCRIPT.read_text()
+    text = script_text()
     own = set(re.findall(r"=\$state_dir/(\w+)$", text, re.MULTILINE)) - {"private"}
     own |= set(re.findall(r">\"\$state_dir/(\w+)\"", text))
     own |= {f"private/{name}" for name in re.findall(r"=\$private/(\w+)$", text, re.MULTILINE)}

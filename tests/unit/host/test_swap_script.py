@@ -14,7 +14,7 @@ from tools.variables import FOREIGN_VARIABLES
 from vramblk.config import options
 from vramblk.swap import hostmemory
 
-from .conftest import SCRIPT, Host
+from .conftest import LIBRARY, SCRIPT, Host, script_text
 
 CGROUP = f"/sys/fs/cgroup/system.slice/docker-{'ab' * 32}.scope/memory.swap.max"
 ATTACH = (
@@ -550,7 +550,7 @@ def test_min_free_formula(host: Host, ram_mib: int, locked_mib: int, wanted: int
 
 def test_script_and_server_have_one_formula_for_min_free(host: Host) -> None:
     """Or the server would go on warning of what the script has set."""
-    lines = SCRIPT.read_text().split("wanted_min_free() {", 1)[1].split("\n}", 1)[0]
+    lines = script_text().split("wanted_min_free() {", 1)[1].split("\n}", 1)[0]
     chance = random.Random(5)
     pairs = [
         (chance.randrange(1 << 16, 1 << chance.randrange(17, 31)), chance.randrange(1 << 33))
@@ -815,8 +815,8 @@ def test_an_unknown_variable_is_a_warning_with_the_nearest_name(host: Host) -> N
 
 def test_the_docs_list_everything_that_up_writes() -> None:
     """Files below /proc and /sys; the list of docs/swap.md is what operators check a machine against."""
-    written = re.findall(r"(?:change|write_value) \"?(/\S+?)\"? ", SCRIPT.read_text().replace("PID of nbd-client", "PID"))
-    written += re.findall(r'change "\$block/queue/(\w+)"', SCRIPT.read_text())
+    written = re.findall(r"(?:change|write_value) \"?(/\S+?)\"? ", script_text().replace("PID of nbd-client", "PID"))
+    written += re.findall(r'change "\$block/queue/(\w+)"', script_text())
     names = {path.rpartition("/")[2] for path in written}
     assert {"oom_score_adj", "min_free_kbytes", "memory.swap.max", "read_ahead_kb"} <= names
     text = (SCRIPT.parents[1] / "docs" / "swap.md").read_text()
@@ -825,7 +825,7 @@ def test_the_docs_list_everything_that_up_writes() -> None:
 
 
 def test_the_script_knows_the_servers_names() -> None:
-    lists = re.findall(r"^(?:own|server|other)_names='([^']*)'", SCRIPT.read_text(), re.M)
+    lists = re.findall(r"^(?:own|server|other)_names='([^']*)'", script_text(), re.M)
     known = {f"VRAMBLK_{name}" for text in lists for name in text.split()}
     wanted = {f"VRAMBLK_{option.name.upper()}" for option in options.OPTIONS}
     wanted |= {variable.name for variable in FOREIGN_VARIABLES if variable.user != "tests"}
@@ -835,10 +835,11 @@ def test_the_script_knows_the_servers_names() -> None:
 def test_other_shells_read_it_too() -> None:
     for shell in ("sh -n", "bash -n", "busybox sh -n"):
         if shutil.which(shell.split()[0]) is not None:
-            subprocess.run([*shell.split(), str(SCRIPT)], check=True)
+            for path in (SCRIPT, *LIBRARY.iterdir()):
+                subprocess.run([*shell.split(), str(path)], check=True)
 
 
 def test_shellcheck() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    subprocess.run(["shellcheck", str(SCRIPT)], check=True)
+    subprocess.run(["shellcheck", str(SCRIPT), *map(str, LIBRARY.iterdir())], check=True)

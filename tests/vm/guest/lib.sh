@@ -177,11 +177,9 @@ leave_out_of_the_host() {
 }
 
 edit_script() { # sed's expression
-    sed "$1" /run/bin/vramblk-swap >/run/edited
-    ! cmp -s /run/bin/vramblk-swap /run/edited || fail 'nothing was left out of vramblk-swap'
-    rm /run/bin/vramblk-swap
-    mv /run/edited /run/bin/vramblk-swap
-    chmod +x /run/bin/vramblk-swap
+    cat /run/host/vramblk-swap /run/host/lib/*.sh >/run/before
+    sed -i "$1" /run/host/vramblk-swap /run/host/lib/*.sh
+    ! cat /run/host/vramblk-swap /run/host/lib/*.sh | cmp -s /run/before - || fail 'nothing was left out of vramblk-swap'
 }
 
 swapon_seen() { grep -q '^/dev/nbd' /proc/swaps; }

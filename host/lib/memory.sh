@@ -1,0 +1,74 @@
+# shellcheck shell=sh disable=SC2034,SC2154
+# The kernel's memory and its swap devices.
+
+swap_line() { # device: its line of /proc/swaps, whatever directory the kernel saw it in
+    awk -v name="${1##*/}" '{ path = $1; sub(/.*\//, "", path); sub(/\\040.*/, "", path) }
+        path == name { print; found = 1 } END { exit !found }' "$proc/swaps"
+}
+
+# Starts no process: one that gets no memory must not look like an answer.
+is_no_swap() { # device
+    swaps_read=''
+    while read -r path _; do
+        swaps_read=yes
+        path=${path##*/}
+        [ "${path%%\\040*}" != "${1##*/}" ] || return 1
+    done <"$proc/swaps"
+    [ -n "$swaps_read" ]
+}
+
+meminfo() { awk -v name="$1:" '$1 == name { print $2 }' "$proc/meminfo"; }
+
+# Memory that can take back what is in the device: KiB available, and free in other swap. MemAvailable leaves the high
+# watermark alone, which lies half of min_free_kbytes above the one that swapoff may go down to. What zram takes it keeps
+# in RAM, at about half the size.
+room_kib() {
+    awk -v device="${1##*/}" -v available="$(meminfo MemAvailable)" \
+        -v reserve="$(value_of /proc/sys/vm/min_free_kbytes)" '
+        BEGIN { available += reserve / 2 }
+        NR > 1 {
+            name = $1; sub(/.*\//, "", name); sub(/\\040.*/, "", name)
+            if (name != device) available += ($3 - $4) / (name ~ /^zram/ ? 2 : 1)
+        }
+        END { printf "%d\n", available }' "$proc/swaps"
+}
+
+wait_until() { # seconds command: poll ten times a second
+    polls=$(($1 * 10))
+    shift
+    until "$@"; do
+        [ "$polls" -gt 0 ] || return 1
+        polls=$((polls - 1))
+        sleep 0.1
+    done
+}
+
+# The reserve has to carry the socket buffers and requests of the way out while nothing can be reclaimed: 16 MiB were
+# seen to be needed at 160 MB of RAM. Big machines have more processors that empty it at once (1 % of RAM), and what
+# is locked cannot be reclaimed (1/32 of it). More than 256 MiB or 1/8 of RAM would only take memory away. The server
+# warns by the same formula, vramblk/swap/hostmemory.py.
+wanted_min_free() { # locked bytes
+    awk -v ram="$(meminfo MemTotal)" -v locked="$1" 'BEGIN {
+        want = int((ram * 1024 * 32 + locked * 100) / 3276800)
+        if (want < 16384) want = 16384
+        if (want > 262144) want = 262144
+        if (want > ram / 8) want = ram / 8
+        printf "%d\n", want }'
+}
+
+raise_min_free() {
+    [ "$min_free_kbytes" != keep ] || return 0
+    want=${min_free_kbytes:-$(wanted_min_free "${locked_bytes:-0}")}
+    now=$(value_of /proc/sys/vm/min_free_kbytes)
+    [ "${now:-0}" -ge "$want" ] || change /proc/sys/vm/min_free_kbytes "$want"
+}
+
+keep_server_out_of_swap() {
+    if [ -z "$server_cgroup" ]; then
+        note "warning: the server's cgroup is not known, so memory.swap.max=0 was not written for it"
+    elif [ "$server_cgroup" = / ]; then
+        note 'warning: the server runs in the root cgroup, which has no memory.swap.max; start it in one of its own'
+    else
+        change "/sys/fs/cgroup${server_cgroup%/}/memory.swap.max" 0
+    fi
+}

@@ -1,0 +1,93 @@
+# shellcheck shell=sh disable=SC2034,SC2154
+# Settings, from the environment and /etc/default/vramblk.
+
+own_names='NBD_SOCKET NBD_DEVICE SWAP_PRIORITY SWAP_LABEL SWAP_TIMEOUT MIN_FREE_KBYTES'
+server_names='SIZE EXPORT_NAME SLICES UNIQUE_NAMES MODE READ_ONLY ALLOCATE DEVICE PLATFORM ALLOW_CPU MAP_OVERWRITE LISTEN_ADDR MAX_CONNECTIONS
+EXPORT_MAX_CONNECTIONS TLS TLS_CERTIFICATES TLS_PSK TLS_VERIFY_PEER WORKERS DRAIN_TIMEOUT VERIFY_READS METRICS_ADDR METRICS_HOST METRICS_TOKEN STATUS_SOCKET
+CONFIG VERBOSE'
+other_names='COMPILE SANITIZE BASE BASE_DIGEST IMAGE RUNTIMES RUN_DIR NBD_PORT METRICS_PORT SOCKET_GID STOP_GRACE_PERIOD TLS_DIR RENDER_GID VIDEO_GID ICD
+VERSION REVISION PROMETHEUS_IMAGE PROMETHEUS_PORT GRAFANA_IMAGE GRAFANA_PORT EXPORTER_PORT MONITORING_TOKEN_PATH UP_TIMEOUT'
+
+# Read as systemd's EnvironmentFile= is, never executed: a file of settings must not be able to run commands as root.
+read_defaults() {
+    defaults=$root/etc/default/vramblk
+    [ -r "$defaults" ] || return 0
+    while read -r line || [ -n "$line" ]; do
+        line=${line#export }
+        while :; do case $line in *[[:space:]]) line=${line%?} ;; *) break ;; esac; done
+        case $line in
+        VRAMBLK_*=*) ;;
+        *) continue ;;
+        esac
+        name=${line%%=*} value=${line#*=}
+        case $name in *[!A-Z0-9_]*) continue ;; esac
+        case $value in
+        \"*\") value=${value#\"} value=${value%\"} ;;
+        \'*\') value=${value#\'} value=${value%\'} ;;
+        esac
+        eval "[ -n \"\${$name+set}\" ] || { $name=\$value; export $name; }"
+    done <"$defaults"
+}
+
+warn_unknown_settings() {
+    env | sed -n 's/^VRAMBLK_\([A-Za-z0-9_]*\)=.*/\1/p' | sort -u | while read -r name; do
+        case " $(echo "$own_names $server_names $other_names" | tr '\n' ' ') " in *" ${name%_FILE} "*) continue ;; esac
+        case $name in TEST_* | PORT | PORT_* | SERVICE | SERVICE_*) continue ;; esac
+        near=$(nearest_name "$name")
+        note "warning: nothing reads VRAMBLK_$name${near:+; the nearest name is VRAMBLK_$near}"
+    done
+}
+
+# Nothing if all are far: more than every third letter would have to change.
+nearest_name() {
+    # shellcheck disable=SC2086  # a list of words
+    printf '%s\n' $own_names $server_names $other_names | awk -v want="$1" '
+        function distance(a, b,    i, j, cost, row, before, keep) {
+            for (j = 0; j <= length(b); j++) row[j] = j
+            for (i = 1; i <= length(a); i++) {
+                before = row[0]; row[0] = i
+                for (j = 1; j <= length(b); j++) {
+                    keep = row[j]
+                    cost = before + (substr(a, i, 1) != substr(b, j, 1))
+                    if (row[j] + 1 < cost) cost = row[j] + 1
+                    if (row[j - 1] + 1 < cost) cost = row[j - 1] + 1
+                    row[j] = cost; before = keep
+                }
+            }
+            return row[length(b)]
+        }
+        { d = distance(want, $0); if (NR == 1 || d < best) { best = d; name = $0 } }
+        END { if (best * 3 <= length(want)) print name }'
+}
+
+need_number() { # name value lowest highest
+    if ! is_number "$2" || [ "$2" -lt "$3" ] || [ "$2" -gt "$4" ]; then
+        fail 2 "VRAMBLK_$1=$2: allowed is a whole number from $3 to $4"
+    fi
+}
+
+read_settings() {
+    read_defaults
+    warn_unknown_settings
+    socket=${VRAMBLK_NBD_SOCKET:-/run/vramblk/nbd.sock}
+    socket=${socket#unix:}
+    status_socket=${VRAMBLK_STATUS_SOCKET:-/run/vramblk/status.sock}
+    status_socket=${status_socket#unix:}
+    export_name=${VRAMBLK_EXPORT_NAME:-vram}
+    device=${VRAMBLK_NBD_DEVICE:-}
+    priority=${VRAMBLK_SWAP_PRIORITY:-200}
+    label=${VRAMBLK_SWAP_LABEL:-vramblk}
+    timeout_s=${VRAMBLK_SWAP_TIMEOUT:-60}
+    timeout_s=${timeout_s%s}
+    min_free_kbytes=${VRAMBLK_MIN_FREE_KBYTES:-}
+    need_number SWAP_PRIORITY "$priority" 0 32767
+    need_number SWAP_TIMEOUT "$timeout_s" 1 86400
+    case $min_free_kbytes in '' | keep) ;; *) need_number MIN_FREE_KBYTES "$min_free_kbytes" 1 999999999 ;; esac
+    case $socket in /*) ;; *) fail 2 "VRAMBLK_NBD_SOCKET=$socket: allowed is an absolute path" ;; esac
+    case $device in
+    '') ;;
+    /dev/nbd*) is_number "${device#/dev/nbd}" || fail 2 "VRAMBLK_NBD_DEVICE=$device: allowed is /dev/nbdN" ;;
+    *) fail 2 "VRAMBLK_NBD_DEVICE=$device: allowed is /dev/nbdN" ;;
+    esac
+    [ "${#label}" -le 15 ] || fail 2 "VRAMBLK_SWAP_LABEL=$label: allowed are at most 15 bytes"
+}
