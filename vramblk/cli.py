@@ -194,11 +194,12 @@ def _check(settings: Settings, arguments: argparse.Namespace) -> int:
 def _status(settings: Settings, arguments: argparse.Namespace) -> int:
     from .commands.status import status
 
-    return status(settings, arguments.json, arguments.health)
+    return status(settings, arguments.json, arguments.health, arguments.env)
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--health", action="store_true", help="one line, exit 0 if the server is healthy")
+    parser.add_argument("--env", action="store_true", help="NAME=value lines for a script")
 
 
 def _top(settings: Settings, _: argparse.Namespace) -> int:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 from ..config.settings import Settings
 from ..config.units import format_latency, format_seconds, format_size, printable
+from ..errors import RuntimeFailure
 from ..system.certificate import as_date
 from .observerclient import StatusServer, printable_document, understood
 
 
-def status(settings: Settings, json: bool, health: bool) -> int:
+def status(settings: Settings, json: bool, health: bool, env: bool = False) -> int:
     """Print what the server says of itself; with ``health`` one line and exit status 0 only if it is well.
+
+    Args:
+        env: print /status.env, whose lines need no parser.
 
     Raises:
         RuntimeFailure: nothing answers, or not with a status document.
@@ -24,6 +29,12 @@ def status(settings: Settings, json: bool, health: bool) -> int:
         text = printable(body.decode(errors="replace").strip())
         print(json_format.dumps({"healthy": code == 200, "health": text}) if json else text)
         return 0 if code == 200 else 1
+    if env:
+        code, body = server.get("/status.env")
+        if code != HTTPStatus.OK:
+            raise RuntimeFailure(f"/status.env: HTTP status {code}; an older server?")
+        print("\n".join(map(printable, body.decode(errors="replace").splitlines())))
+        return 0
     document = server.json("/status.json")
     if json:
         print(json_format.dumps(document, indent=2))

@@ -19,7 +19,7 @@ from typing import Any
 from ..system import proc
 from . import drmclients, threads
 
-INTERVAL_S = 5.0
+INTERVAL_S = 2.0
 STALE_S = 20.0
 
 _NVIDIA = Path("/dev/nvidiactl")

@@ -3,7 +3,8 @@
 Each connection is one request, served by a thread of its own under deadlines for reading and for
 writing. Each listener has places of its own; when they are full the oldest connection is closed,
 so clients that connect and stay silent keep out nobody, and a crowd on TCP does not touch the
-status socket. The grammar is h11's; what is not plain GET or HEAD is refused.
+status socket. A response without an end has its place like any other. The
+grammar is h11's; what is not plain GET or HEAD is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -62,6 +63,8 @@ class Response:
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     headers: Mapping[str, str] = field(default_factory=dict)
+    #: Sent after the body, one by one, until the client leaves.
+    pieces: Iterator[bytes] | None = None
 
 
 class BadRequest(Exception):
@@ -165,6 +168,9 @@ class Listener:
                 )
                 response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "the observer failed; the log says how")
         _send(sock, _encode(http, response, method))
+        if response.pieces is not None and method != "HEAD":
+            for piece in response.pieces:
+                _send(sock, http.send(h11.Data(data=piece)) or b"")
         sock.shutdown(socket.SHUT_WR)
         # Closing with unread input would reset the connection and could take the response with it.
         sock.settimeout(0.5)
@@ -237,6 +243,8 @@ def _encode(http: h11.Connection, response: Response, method: str) -> bytes:
         "Cross-Origin-Resource-Policy": "same-origin",
         **response.headers,
     }
+    if response.pieces is not None:
+        del fields["Content-Length"]
     if response.status is HTTPStatus.METHOD_NOT_ALLOWED:
         fields["Allow"] = "GET, HEAD"
     head = h11.Response(

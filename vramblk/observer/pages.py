@@ -9,12 +9,15 @@ import hmac
 import ipaddress
 import json
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from importlib import resources
 from urllib.parse import parse_qs
 
 from ..config.settings import Settings
+from . import flat
+from .gpu import INTERVAL_S, GpuWatch
 from .health import Health, HealthCheck
 from .http import BadRequest, Request, Response, plain
 from .metrics import Metrics
@@ -44,6 +47,7 @@ class Pages:
         health_check: HealthCheck,
         sampler: Sampler,
         written: Written,
+        gpus: GpuWatch,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -51,6 +55,7 @@ class Pages:
         self._health_check = health_check
         self._sampler = sampler
         self._written = written
+        self._gpus = gpus
         self._page = load_page()
         self._routes: dict[str, Callable[[Request], Response]] = {
             "/": lambda _: self._page,
@@ -58,6 +63,8 @@ class Pages:
             "/healthz": lambda _: _line(self._health_check.examine()),
             "/readyz": lambda _: _line(self._health_check.ready()),
             "/status.json": lambda _: _json(self._document.build()),
+            "/status.env": lambda _: _text(flat.lines(self._document.build())),
+            "/free": self._answer_free,
             "/history.json": self._answer_history,
             "/map.json": self._answer_map,
         }
@@ -74,6 +81,16 @@ class Pages:
     def _answer_metrics(self, request: Request) -> Response:
         body, content_type = self._metrics.expose(request.headers.get("accept", ""))
         return Response(HTTPStatus.OK, body, content_type)
+
+    def _answer_free(self, request: Request) -> Response:
+        if not request.local:
+            return plain(HTTPStatus.FORBIDDEN, "only on the status socket: it has no end")
+        return Response(HTTPStatus.OK, b"", pieces=self._free_memory())
+
+    def _free_memory(self) -> Iterator[bytes]:
+        while True:
+            yield flat.free_memory(self._gpus.readings()).encode()
+            time.sleep(INTERVAL_S)
 
     def _answer_history(self, request: Request) -> Response:
         return _json(self._sampler.history(_number(request, "since")))
@@ -173,6 +190,10 @@ def _number(request: Request, name: str) -> int:
 
 def _line(health: Health) -> Response:
     return plain(HTTPStatus.OK if health.ok else HTTPStatus.SERVICE_UNAVAILABLE, health.text)
+
+
+def _text(text: str) -> Response:
+    return Response(HTTPStatus.OK, text.encode())
 
 
 def _json(value: object) -> Response:

@@ -55,7 +55,7 @@ def run(
     written = Written(shared)
     metrics = Metrics(shared, sampler, canary, health_check, gpus, written)
     document = StatusDocument(shared, sampler, health_check, gpus, written, socket_files)
-    pages = Pages(shared.settings, metrics, document, health_check, sampler, written)
+    pages = Pages(shared.settings, metrics, document, health_check, sampler, written, gpus)
     if drop_privileges is not None:
         drop_privileges()
     pump = LogPump(log_read_fd)

@@ -96,6 +96,7 @@ complete -c vramblk -n '__fish_seen_subcommand_from status' -l help -d 'Show thi
 complete -c vramblk -n '__fish_seen_subcommand_from status' -l version -d 'Show the version and exit.'
 complete -c vramblk -n '__fish_seen_subcommand_from status' -l json -d 'Print the result as JSON.'
 complete -c vramblk -n '__fish_seen_subcommand_from status' -l health -d 'One line, exit 0 if the server is healthy.'
+complete -c vramblk -n '__fish_seen_subcommand_from status' -l env -d 'NAME=value lines for a script.'
 complete -c vramblk -n '__fish_seen_subcommand_from top' -l status-socket -r -F -d 'Unix socket for the same, used by status, top and the host script.'
 complete -c vramblk -n '__fish_seen_subcommand_from top' -l metrics-addr -x -d 'Address for metrics, health and the status page.'
 complete -c vramblk -n '__fish_seen_subcommand_from top' -l metrics-token -x -d 'Bearer token that --metrics-addr asks for. Flags show in ps: give it as VRAMBLK_METRICS_TOKEN_FILE.'
