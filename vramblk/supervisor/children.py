@@ -211,7 +211,11 @@ def set_process_name(name: str, *, command_line: bool = True) -> None:
 
 
 def reap() -> list[tuple[int, int]]:
-    """Process id and status of all children that have ended, orphans too if this is process 1."""
+    """Process id and status of all children that have ended, orphans too if this is process 1.
+
+    One that has this process trace it is reported when it stops, as if it had ended. It is killed, and
+    reported again once it has.
+    """
     ended: list[tuple[int, int]] = []
     while True:
         try:
@@ -220,4 +224,7 @@ def reap() -> list[tuple[int, int]]:
             return ended
         if not pid:
             return ended
-        ended.append((pid, status))
+        if os.WIFSTOPPED(status):
+            os.kill(pid, signal.SIGKILL)
+        else:
+            ended.append((pid, status))
