@@ -22,6 +22,28 @@ def taken(start: Start, program: str, *arguments: str) -> Server:
     return start(*arguments, program=PROGRAM, environment={"TAKEN": program})
 
 
+#: Locks that belong to the open file, which the supervisor has open too, and not to the process.
+LOCK_PLACES = """
+import fcntl, os, struct
+from pathlib import Path
+F_OFD_SETLK = 37
+for path in Path("/proc/self/fd").iterdir():
+    if "vramblk-places" in os.path.realpath(path):
+        fcntl.fcntl(int(path.name), F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+os._exit(1)
+"""
+
+
+@pytest.mark.parametrize("role, event", [("worker", "worker_restarted"), ("observer", "observer_died")])
+def test_a_child_leaves_no_place_taken(start: Start, role: str, event: str) -> None:
+    """It has taken all places of all exports, and dies: they are free again."""
+    server = taken(start, LOCK_PLACES, "--workers", "1", "--export-max-connections", "2")
+    os.kill(server.named(role)[0], signal.SIGUSR2)
+    server.wait_event(event)
+    with server.client() as first, server.client() as second:
+        assert first.read(0, 1) == second.read(0, 1) == b"\0"
+
+
 #: Whoever is traced is reported as stopped to its parent, which waits for its end.
 PRETEND_DEATH = """
 import ctypes, os, signal

@@ -79,6 +79,7 @@ class Shared:
                 os.close(self.doorbells[window.index].reader)
             os.close(self.doorbells[window.index].writer)
         self._own_doorbells(self.doorbells[index])
+        privileges.own_file(self.places_fd)
         self.control.write_protect()
 
     def confine_observer(self) -> None:
@@ -89,6 +90,7 @@ class Shared:
             os.close(self.doorbells[window.index].writer)
         os.close(self.doorbells[self.canary.index].writer)
         self._own_doorbells(self.doorbells[self.canary.index])
+        os.close(self.places_fd)
         self.control.write_protect()
 
     def _own_doorbells(self, bell: Bell) -> None:

@@ -115,8 +115,21 @@ def own_end(pipe: int, access: int) -> None:
     Raises:
         OSError: /proc is not there.
     """
-    own = os.open(f"/proc/self/fd/{pipe}", access | os.O_NONBLOCK | os.O_CLOEXEC)
-    os.dup2(own, pipe, inheritable=False)
+    _open_anew(pipe, access | os.O_NONBLOCK)
+
+
+def own_file(descriptor: int) -> None:
+    """The same of a memory file: locks of an open file (F_OFD_SETLK) stay as long as anybody has it open.
+
+    Raises:
+        OSError: /proc is not there.
+    """
+    _open_anew(descriptor, os.O_RDWR)
+
+
+def _open_anew(descriptor: int, flags: int) -> None:
+    own = os.open(f"/proc/self/fd/{descriptor}", flags | os.O_CLOEXEC)
+    os.dup2(own, descriptor, inheritable=False)
     os.close(own)
 
 
