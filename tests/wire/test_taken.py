@@ -34,7 +34,7 @@ os._exit(1)
 """
 
 
-@pytest.mark.parametrize("role, event", [("worker", "worker_restarted"), ("observer", "observer_died")])
+@pytest.mark.parametrize(("role", "event"), [("worker", "worker_restarted"), ("observer", "observer_died")])
 def test_a_child_leaves_no_place_taken(start: Start, role: str, event: str) -> None:
     """It has taken all places of all exports, and dies: they are free again."""
     server = taken(start, LOCK_PLACES, "--workers", "1", "--export-max-connections", "2")
@@ -64,3 +64,31 @@ def test_a_child_cannot_pretend_that_it_has_ended(start: Start, role: str) -> No
     assert event["child"] == bad and event["signal"] == "SIGKILL"
     assert not alive(bad)
     eventually(lambda: set(server.named(role)) - {bad})
+
+
+#: A process of the observer's own goes on when it has ended, and undoes what the supervisor does with the log pipe.
+HOLD_THE_LOG = """
+import os
+def is_pipe(number):
+    return os.path.realpath(f"/proc/self/fd/{number}").startswith("/proc/") and number > 2
+if not os.fork():
+    os.setsid()
+    pipes = [number for number in map(int, os.listdir("/proc/self/fd")) if is_pipe(number)]
+    while True:
+        for number in pipes:
+            try:
+                os.set_blocking(number, True)
+            except OSError:
+                pass
+"""
+
+
+def test_a_process_of_the_observers_does_not_keep_the_server_from_ending(start: Start) -> None:
+    server = taken(start, HOLD_THE_LOG, "--workers", "1")
+    (observer,) = server.named("observer")
+    os.kill(observer, signal.SIGUSR2)
+    helper = eventually(lambda: set(server.named("observer")) - {observer}).pop()
+    try:
+        assert server.stop() == 0
+    finally:
+        os.kill(helper, signal.SIGKILL)

@@ -8,7 +8,7 @@ import select
 import time
 from collections.abc import Callable
 
-from ..system import logs
+from ..system import logs, privileges
 from .children import Channel
 
 _BYTES = 1 << 20
@@ -39,11 +39,12 @@ class LogPipe:
     def flush(self) -> None:
         """Close it, and write what the observer has left to stdout, as far as that takes it in time."""
         os.close(self.writer)
-        os.set_blocking(self.reader, False)
         poller = select.poll()
         poller.register(1, select.POLLOUT)
         deadline_s = time.monotonic() + _FLUSH_S
         try:
+            # Whoever has taken the observer over may have left a process that makes the shared one block.
+            privileges.own_end(self.reader, os.O_RDONLY)
             while (left_s := deadline_s - time.monotonic()) > 0 and (
                 data := os.read(self.reader, select.PIPE_BUF)
             ):
