@@ -92,3 +92,25 @@ def test_a_process_of_the_observers_does_not_keep_the_server_from_ending(start: 
         assert server.stop() == 0
     finally:
         os.kill(helper, signal.SIGKILL)
+
+
+READ_FROM_HERE = """
+import os, sys
+try:
+    print("read", open("secret").read(), file=sys.stderr, flush=True)
+except OSError as error:
+    print("refused", type(error).__name__, file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.parametrize("role", ["worker", "observer"])
+def test_a_child_reads_nothing_from_where_the_server_was_started(
+    start: Start, role: str, tmp_path: Path
+) -> None:
+    (tmp_path / "server0").mkdir()
+    tmp_path.chmod(0o700)
+    (tmp_path / "server0" / "secret").write_text("s3cret")
+    server = taken(start, READ_FROM_HERE, "--workers", "1")
+    os.kill(server.named(role)[0], signal.SIGUSR2)
+    assert "refused" in server.wait_event("child_stderr")["line"]
+    assert server.get("/readyz")[0] == 200

@@ -74,7 +74,8 @@ def start_no_process() -> None:
 def drop(uid: int | None, *, keep: int = 0) -> None:
     """Give up every right for good, except some capabilities.
 
-    Only for a process without threads.
+    Its working directory becomes the root: from there, what others may read could be read although a
+    directory above is closed to them. Only for a process without threads.
 
     Args:
         uid: what to become, with the gid of the same number and no other group; None to stay what it is.
@@ -86,6 +87,7 @@ def drop(uid: int | None, *, keep: int = 0) -> None:
     parent, death_signal = os.getppid(), ctypes.c_int()
     kernel.prctl(kernel.PR_GET_PDEATHSIG, ctypes.addressof(death_signal))
     gain_none()
+    os.chdir("/")
     kernel.try_prctl(kernel.PR_CAP_AMBIENT, kernel.PR_CAP_AMBIENT_CLEAR_ALL)
     for capability in range(64):
         if not keep >> capability & 1 and not kernel.try_prctl(kernel.PR_CAPBSET_DROP, capability):
