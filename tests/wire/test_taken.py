@@ -114,3 +114,20 @@ def test_a_child_reads_nothing_from_where_the_server_was_started(
     os.kill(server.named(role)[0], signal.SIGUSR2)
     assert "refused" in server.wait_event("child_stderr")["line"]
     assert server.get("/readyz")[0] == 200
+
+
+INHERITED = """
+import os, sys
+try:
+    print("read", os.pread(77, 100, 0), file=sys.stderr, flush=True)
+except OSError as error:
+    print("refused", type(error).__name__, file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.parametrize("role", ["worker", "observer"])
+def test_a_child_has_no_file_that_the_server_was_started_with(start: Start, role: str) -> None:
+    program = ("bash", "-c", 'exec 77</etc/shadow; exec "$@"', "bash", *PROGRAM)
+    server = start("--workers", "1", program=program, environment={"TAKEN": INHERITED})
+    os.kill(server.named(role)[0], signal.SIGUSR2)
+    assert "refused" in server.wait_event("child_stderr")["line"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from ..shared.context import Shared, make_shared
 from ..shared.control import ControlWord
 from ..shared.window import WindowLayout
 from ..swap import safeguards
-from ..system import logs, privileges
+from ..system import logs, privileges, proc
 from ..system.tls import TlsFiles, read_files
 from . import children, listeners
 from .eventloop import EventLoop
@@ -35,6 +35,7 @@ class Prepared:
     Attributes:
         tls_files: as they were read at start; None with TLS off.
         sockets: bound; clients wait in their backlog.
+        inherited: what whoever has started this process had open, by descriptor; see ``proc.open_files``.
     """
 
     tls_files: TlsFiles | None
@@ -44,6 +45,7 @@ class Prepared:
     sockets: ServerSockets
     pipe: LogPipe
     shared: Shared
+    inherited: Mapping[int, tuple[int, int]]
 
 
 @contextmanager
@@ -53,6 +55,7 @@ def prepared(settings: Settings, startup_warnings: Sequence[str] = ()) -> Iterat
     Raises:
         StartupError: it cannot be served.
     """
+    inherited = {descriptor: file for descriptor, file in proc.open_files().items() if descriptor > 2}
     require_ordered_stores()
     refuse_activation(os.environ)
     group = listeners.socket_group(os.environ)
@@ -73,7 +76,7 @@ def prepared(settings: Settings, startup_warnings: Sequence[str] = ()) -> Iterat
         sockets.bind(group)
         with _log_pipe(settings) as pipe:
             shared = _make_shared(settings, workers, local, pipe, observer_uid)
-            yield Prepared(tls_files, loop, signals, manager, sockets, pipe, shared)
+            yield Prepared(tls_files, loop, signals, manager, sockets, pipe, shared, inherited)
 
 
 @contextmanager

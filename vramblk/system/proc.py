@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -154,6 +155,17 @@ def alive(pid: int) -> bool:
         return stat(pid).alive
     except (OSError, IndexError):
         return False
+
+
+def open_files() -> dict[int, tuple[int, int]]:
+    """This process's descriptors, each with device and inode; none without /proc."""
+    found: dict[int, tuple[int, int]] = {}
+    with suppress(OSError):
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):  # that of the listing itself
+                status = os.fstat(int(name))
+                found[int(name)] = status.st_dev, status.st_ino
+    return found
 
 
 def oom_score_adj(pid: int | str = "self") -> int | None:
