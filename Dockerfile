@@ -1,4 +1,4 @@
-# The appliance: one image for NVIDIA, AMD, Intel and GPU-less hosts. docs/container.md has sizes and reasons.
+# The appliance: one image for NVIDIA, AMD, Intel and GPU-less hosts. docs/guides/containers.md has sizes and reasons.
 # No registry-hosted syntax line, no RUN --mount: the classic builder builds it as well as BuildKit.
 ARG BASE=debian:trixie-slim
 
@@ -147,7 +147,7 @@ HEALTHCHECK --interval=5s --timeout=10s --start-period=60s --retries=3 CMD ["vra
 ENTRYPOINT ["/usr/local/bin/entrypoint.sh"]
 
 # In /usr/share/doc/*/copyright, /opt/vramblk/share/licenses and the folders of the Python packages are the texts.
-# LicenseRef-Debian: those of the base's packages. docs/container.md says which part has which.
+# LicenseRef-Debian: those of the base's packages. docs/guides/containers.md says which part has which.
 ARG BASE
 ARG BASE_DIGEST=
 ARG VERSION=0

@@ -1,6 +1,6 @@
 """The rows of the table, and the figures that they are held against.
 
-The reference figures are those of docs/performance.md: fio on one NVIDIA H200, Unix socket, 2 GiB.
+The reference figures are those of docs/design/performance.md: fio on one NVIDIA H200, Unix socket, 2 GiB.
 A row's target is factor x figure of the best C program x (nbdkit's memory plugin now / then), since
 machines differ and that plugin shows how fast sockets are on this one.
 """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The table: rows of fio against this project and, in turn, other servers; see docs/performance.md.
+"""The table: rows of fio against this project and, in turn, other servers; see docs/design/performance.md.
 
     bench/run.py                                     the 14 rows beside nbdkit's plugins
     bench/run.py --quick                             six rows beside nbdkit's memory plugin, for a CPU

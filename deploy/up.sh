@@ -464,7 +464,7 @@ check_tls() {
     for each in ca-cert.pem server-cert.pem server-key.pem; do
         [ -e "$tls_dir/$each" ] ||
             fail 78 "TLS needs $tls_dir/$each, which is not there; VRAMBLK_TLS_DIR names the directory, and" \
-                'docs/container.md says what belongs in it'
+                'docs/guides/containers.md says what belongs in it'
     done
 }
 

@@ -1,6 +1,6 @@
 """``python -m tools.docsgen [--check]``: the pages that are made from the tables of options and variables.
 
-Writes docs/options.md, .env.example, and the table between the markers of README.md, below the
+Writes docs/reference/options.md, .env.example, and the table between the markers of README.md, below the
 current directory. With ``--check`` writes nothing and exits 1 if one of them is not up to date.
 """
 
@@ -23,7 +23,7 @@ def main(arguments: list[str], root: Path = Path()) -> int:
 
 
 def _pages(root: Path) -> dict[Path, str]:
-    pages = {root / "docs" / "options.md": options_page(), root / ".env.example": env_example()}
+    pages = {root / "docs" / "reference" / "options.md": options_page(), root / ".env.example": env_example()}
     readme = root / "README.md"
     if readme.exists():
         pages[readme] = with_table(readme.read_text())
@@ -45,7 +45,7 @@ def with_table(readme: str) -> str:
 
 
 def options_page() -> str:
-    """docs/options.md."""
+    """docs/reference/options.md."""
     parts = [_HEAD]
     for group in GROUPS:
         parts.append(f"## {group}\n")

@@ -1,4 +1,4 @@
-"""``python -m tools.monitoring [--check]``: the dashboard and docs/metrics.md, from the metrics.
+"""``python -m tools.monitoring [--check]``: the dashboard and docs/reference/metrics.md, from the metrics.
 
 With ``--check`` writes nothing and exits 1 if one of them is not up to date. A query that names a
 metric which does not exist stops it either way.
@@ -20,7 +20,7 @@ from vramblk.observer.metriclist import BY_NAME, COUNTER, HISTOGRAM, METRICS, Me
 ROOT = Path(__file__).resolve().parents[1]
 
 DASHBOARD = ROOT / "deploy" / "monitoring" / "grafana" / "dashboards" / "vramblk.json"
-PAGE = ROOT / "docs" / "metrics.md"
+PAGE = ROOT / "docs" / "reference" / "metrics.md"
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 _NAME = re.compile(r"vramblk_\w+")
 _SELECT = '{job="$job",instance="$instance"}'
@@ -247,7 +247,7 @@ def _variables() -> Iterator[dict[str, Any]]:
 
 
 def metrics_page() -> str:
-    """docs/metrics.md."""
+    """docs/reference/metrics.md."""
     rows = ["| Metric | Type | Labels | |", "| --- | --- | --- | --- |"]
     for info in METRICS:
         labels = ", ".join(f"`{label}`" for label in info.labels)

@@ -103,7 +103,7 @@ def test_every_option_can_be_set():
         text = (REPOSITORY / name).read_text()
         passed_on |= set(re.findall(r"^ +- (VRAMBLK_\w+)", text, re.MULTILINE))
     missing = {option.environment for option in options.OPTIONS} - passed_on
-    assert missing <= {"VRAMBLK_TLS_PSK"}, "a pre-shared key needs a secret of its own: docs/container.md"
+    assert missing <= {"VRAMBLK_TLS_PSK"}, "a pre-shared key needs a secret of its own: docs/guides/containers.md"
     unknown = {name for name in passed_on if not variables.is_known(name)}
     assert not unknown
 

@@ -735,7 +735,7 @@ def test_tls_without_certificates_is_refused_before_anything_is_written(host, do
     (host.directory / "clone/elsewhere/server-key.pem").unlink()
     done = host.run(VRAMBLK_TLS="require", VRAMBLK_TLS_DIR="elsewhere")
     refused(done, 78, "elsewhere/server-key.pem, which is not there; VRAMBLK_TLS_DIR names the directory")
-    assert "docs/container.md" in done.stderr
+    assert "docs/guides/containers.md" in done.stderr
     assert (host.directory / "clone/.env").read_text() == dotenv
     assert "build" not in host.calls
 
@@ -1446,7 +1446,7 @@ def test_monitoring_is_not_open_beside_a_server_that_asks_for_a_token(host):
 @pytest.mark.parametrize("variable", ["VRAMBLK_METRICS_TOKEN=s3cret", "VRAMBLK_METRICS_TOKEN_FILE=/run/secrets/mine"])
 @pytest.mark.parametrize("command", ["monitoring", "exporter"])
 def test_monitoring_sees_a_token_that_a_file_of_the_users_gives_to_the_server(host, command, variable):
-    """docs/container.md recommends such a file, and .env knows nothing of it."""
+    """docs/guides/containers.md recommends such a file, and .env knows nothing of it."""
     host.write("container", "container-id\n")
     host.write("env", f"PATH=/bin\n{variable}\n")
     done = host.run(command)

@@ -252,4 +252,4 @@ def test_pages_are_made_from_the_table(tmp_path: Path) -> None:
     for option in OPTIONS:
         assert f"`{option.flag}`" in text
         assert f"{option.environment}=" in (tmp_path / ".env.example").read_text()
-        assert f"`{option.environment}`" in (tmp_path / "docs" / "options.md").read_text()
+        assert f"`{option.environment}`" in (tmp_path / "docs" / "reference" / "options.md").read_text()

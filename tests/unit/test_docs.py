@@ -1,6 +1,6 @@
 """The pages at the top and in docs/ name what exists: links, make targets, subcommands, options, files, modules, messages.
 
-In docs/troubleshooting.md a line that begins with ``> `` quotes a message of the program; ``…`` stands
+In docs/guides/troubleshooting.md a line that begins with ``> `` quotes a message of the program; ``…`` stands
 for what differs. Nothing else may stand behind such a bar.
 """
 
@@ -20,7 +20,7 @@ import pytest
 from vramblk.cli import COMMANDS, make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 #: Options named without their command, of programs that are not ours.
 FOREIGN_OPTIONS = frozenset({"--network", "--iodepth", "--build-arg"})
 _FOLDERS = "bench|deploy|docs|host|share|tests|tools|vramblk"
@@ -238,8 +238,8 @@ def in_the_source(message: str) -> bool:
 
 
 def described_modules() -> set[str]:
-    """Files named in the table of docs/architecture.md, below vramblk/."""
-    _, _, table = (ROOT / "docs" / "architecture.md").read_text().partition("### vramblk/")
+    """Files named in the table of docs/design/architecture.md, below vramblk/."""
+    _, _, table = (ROOT / "docs" / "design" / "architecture.md").read_text().partition("### vramblk/")
     return set(re.findall(r"^\| `([\w./]+)` \| \S", table, re.MULTILINE))
 
 
@@ -254,7 +254,7 @@ def modules() -> set[str]:
 # ------------------------------------------------------------------------------- the tests
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 class TestEveryPage:
     def test_links_lead_somewhere(self, page: Path) -> None:
         assert broken_links(page, page.read_text()) == []
@@ -270,14 +270,14 @@ class TestEveryPage:
 
 
 def test_quoted_messages_are_in_the_source() -> None:
-    messages = quoted_messages((ROOT / "docs" / "troubleshooting.md").read_text())
+    messages = quoted_messages((ROOT / "docs" / "guides" / "troubleshooting.md").read_text())
     assert len(messages) > 100
     assert [message for message in messages if not in_the_source(message)] == []
 
 
 def test_each_module_has_its_line_in_the_architecture() -> None:
-    assert modules() - described_modules() == set(), "without a line in docs/architecture.md"
-    assert described_modules() - modules() == set(), "only in docs/architecture.md"
+    assert modules() - described_modules() == set(), "without a line in docs/design/architecture.md"
+    assert described_modules() - modules() == set(), "only in docs/design/architecture.md"
 
 
 def test_readme_shows_what_a_newcomer_needs() -> None:

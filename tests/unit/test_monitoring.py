@@ -181,7 +181,7 @@ def _rendered(command: list[str], files: list[str], **variables: str) -> dict[st
 
 def test_no_command_for_monitoring_names_the_server() -> None:
     """With the server's file in a -f list Compose would make the server anew, without the host's own files."""
-    files = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", MONITORING / "compose.yaml", ROOT / "deploy/up.sh"]
+    files = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", MONITORING / "compose.yaml", ROOT / "deploy/up.sh"]
     lines = [line for path in files for line in re.sub(r"\\\n", " ", path.read_text()).splitlines()]
     commands = [line for line in lines if "-f deploy/monitoring" in line]
     assert len(commands) >= 2
@@ -280,15 +280,15 @@ def test_bash_completes(words: list[str], expected: set[str]) -> None:
 
 
 def test_every_log_event_is_documented() -> None:
-    """docs/events.md lists exactly the events that the source can log."""
+    """docs/reference/events.md lists exactly the events that the source can log."""
     found = {"events_suppressed"}
     for path in (ROOT / "vramblk").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 found |= set(_events(node))
-    listed = set(re.findall(r"^\| `([a-z_]+)` \|", (ROOT / "docs" / "events.md").read_text(), re.MULTILINE))
-    assert found - listed == set(), "not in docs/events.md"
-    assert listed - found == set(), "in docs/events.md only"
+    listed = set(re.findall(r"^\| `([a-z_]+)` \|", (ROOT / "docs" / "reference" / "events.md").read_text(), re.MULTILINE))
+    assert found - listed == set(), "not in docs/reference/events.md"
+    assert listed - found == set(), "in docs/reference/events.md only"
 
 
 def _events(call: ast.Call) -> list[str]:

@@ -389,7 +389,7 @@ def test_lost_worker_in_swap_mode_is_named(make: Make) -> None:
 
 
 def test_status_document(observed: Observed) -> None:
-    """What scripts rely on stands where docs/status.md says."""
+    """What scripts rely on stands where docs/reference/status.md says."""
     count(observed, 0, READ, 10, 4096, 30_000)
     window = observed.shared.windows[1]
     window.set_connection(3, 77, time.monotonic_ns(), 0, ConnectionState.TRANSMISSION, "tcp:127.0.0.1:5")

@@ -1,6 +1,6 @@
 """The one list of all metrics: names, types, labels and help.
 
-The collector, the dashboard, docs/metrics.md and the test of the alert rules are all held to it.
+The collector, the dashboard, docs/reference/metrics.md and the test of the alert rules are all held to it.
 """
 
 from __future__ import annotations

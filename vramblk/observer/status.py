@@ -1,7 +1,7 @@
 """The status document, /status.json: what people and scripts want to know, in one versioned schema.
 
-Keys are added without notice; a key that changes its meaning or goes raises ``SCHEMA``. docs/status.md
-describes them all.
+Keys are added without notice. ``SCHEMA`` is raised when a key is removed or changes its meaning.
+docs/reference/status.md describes every key.
 """
 
 from __future__ import annotations
