@@ -1,4 +1,4 @@
-"""The man page of vramblk-swap and the example of /etc/default/vramblk, from the script's own ``--help``.
+"""vramblk-swap's man page, its page in docs/ and the example of /etc/default/vramblk, from its ``--help``.
 
 ``python -m tools.shellgen`` writes them.
 """
@@ -16,6 +16,7 @@ from tools.generated import roff
 SCRIPT = Path(__file__).resolve().parents[1] / "host" / "vramblk-swap"
 MAN = "share/man/man8/vramblk-swap.8"
 EXAMPLE = "host/vramblk.default"
+PAGE = "docs/reference/vramblk-swap.md"
 
 _NOTE = "Made by python -m tools.shellgen from vramblk-swap --help."
 _ROW = re.compile(r"  (\S+) +(.*?)(?: \[(.*)\])?")
@@ -115,11 +116,48 @@ def man_page() -> str:
     return "\n".join(parts) + "\n"
 
 
+def page() -> str:
+    """docs/reference/vramblk-swap.md."""
+    said = script_help()
+    options = [f"| `{row.name}` | {row.sentence} |" for row in said.options]
+    commands = [f"| `{row.name}` | {row.sentence} |" for row in said.commands]
+    settings = [
+        f"| `{row.name}` | {row.sentence} | {f'`{row.value}`' if row.default == row.value else row.default} |"
+        for row in said.settings
+    ]
+    statuses = [f"| {row.name} | {row.sentence} |" for row in said.statuses]
+    parts = [_PAGE_HEAD, "## Commands\n\n| Command | |\n| --- | --- |", *commands]
+    parts += ["\n## Options\n\n| Option | |\n| --- | --- |", *options, _PAGE_SETTINGS, *settings]
+    parts += ["\n## Exit status\n\n| Code | |\n| --- | --- |", *statuses]
+    return "\n".join(parts) + "\n"
+
+
 def _entry(name: str, text: str) -> str:
     marked = re.sub("`(.*?)`", r"\\fB\1\\fR", roff(text))
     return f".TP\n.B {roff(name)}\n{marked}"
 
 
+_PAGE_HEAD = """# vramblk-swap
+
+`python -m tools.shellgen` makes this page from `vramblk-swap --help`.
+
+`vramblk-swap` attaches an export of a running server to an NBD device and makes the device swap space.
+[Swap](../swap.md) has the background. The man page vramblk-swap(8) has the same tables, and examples.
+
+    sudo host/vramblk-swap up --dry-run
+    sudo host/vramblk-swap up
+    sudo host/vramblk-swap status
+    sudo host/vramblk-swap down
+"""
+_PAGE_SETTINGS = """
+## Settings
+
+Set these variables in the environment, or in `/etc/default/vramblk` as lines NAME=value. A variable in the
+environment overrides the file. An empty value means the default. sudo drops most variables, so write them
+after it: `sudo VRAMBLK_SWAP_PRIORITY=50 host/vramblk-swap up`.
+
+| Variable | | Default |
+| --- | --- | --- |"""
 _HEAD = r""".SH NAME
 vramblk\-swap \- use GPU memory that vramblk serves as swap space
 .SH SYNOPSIS

@@ -258,90 +258,37 @@ def metrics_page() -> str:
 
 _HEAD = """# Metrics
 
-Made by `python -m tools.monitoring` from the table in `vramblk/observer/metriclist.py`.
+`python -m tools.monitoring` makes this page from the table in `vramblk/observer/metriclist.py`.
 
-The server answers `/metrics` on the status socket always, and on `--metrics-addr` where that is given:
+The server always answers `/metrics` on the status socket. With `--metrics-addr` it also answers there:
 
     curl --unix-socket /run/vramblk/status.sock http://localhost/metrics
     curl -H "Authorization: Bearer $TOKEN" http://127.0.0.1:10810/metrics
 
-A scraper that asks for OpenMetrics gets it. A scrape costs the observer about 3 ms and the data path nothing:
-workers and engine add to integers in shared memory, and the observer reads them. Counters survive the death
-of a worker and of the observer; they begin at 0 when the server starts.
+- A scraper that requests OpenMetrics gets it.
+- A scrape costs the observer about 3 ms and the data path nothing. Workers and engine add to integers in
+  shared memory, and the observer reads them.
+- Counters begin at 0 when the server starts. They survive the death of a worker and of the observer.
 
 """
 _TAIL = """
-`op` is read, write, flush, trim, write_zeroes, cache or block_status. `errno` is a name such as EINVAL.
-`connection` is a number that is never given twice while the server lives, so each connection has series of
-its own, which end with it. `process` is supervisor, engine, observer, or worker-0 and so on.
+| Label | Values |
+| --- | --- |
+| `op` | read, write, flush, trim, write_zeroes, cache or block_status |
+| `errno` | a name such as EINVAL |
+| `connection` | a number, unique while the server runs. The series of a connection end with it |
+| `process` | supervisor, engine, observer, worker-0 and so on |
 
-Figures of the GPU come from NVML for NVIDIA and from amdgpu's files in sysfs; what cannot be had is absent,
-never 0. For Intel, used memory is the sum of what xe or i915 report of each client in /proc/PID/fdinfo. It is
-absent unless the observer can see every process: as root, and in the host's pid namespace.
-`vramblk_process_major_faults` counts from when the observer first saw the server ready.
+- The GPU's values come from NVML for NVIDIA, and from amdgpu's files in sysfs. A value that the driver does
+  not give is absent, never 0.
+- For Intel, used memory is the sum of what xe or i915 report for each client in /proc/PID/fdinfo. It is
+  absent unless the observer can see every process: as root, and in the host's pid namespace.
+- `vramblk_process_major_faults` counts from the moment when the observer first saw the server ready.
 
-## Alerts and a dashboard
+## Collect them
 
-`deploy/monitoring/vramblk.rules.yaml` holds the alerts, `vramblk.rules.test.yaml` their unit tests
-(`promtool test rules`). The Grafana dashboard is `deploy/monitoring/grafana/dashboards/vramblk.json`.
-Both at once, with Prometheus on 127.0.0.1:9090 and Grafana on 127.0.0.1:3000:
-
-    make monitoring
-    make monitoring-down     # the collected data stays, in two Docker volumes
-
-They are a Compose project of their own (`deploy/monitoring/compose.yaml`) that knows no server: neither
-command can replace, restart or stop yours. Run `make up` first, which builds the image. The command without
-make, from the repository's root:
-
-    docker compose -p vramblk-monitoring --project-directory . -f deploy/monitoring/compose.yaml up -d
-
-### With a token
-
-The exporter of `make monitoring` can ask for a token, and Prometheus reads one only from a file. Write it to
-a file that user 65534 can read, which is the user of both, and name the file:
-
-    openssl rand -hex 32 | sudo install -m 400 -o 65534 /dev/stdin /etc/vramblk-token
-    VRAMBLK_MONITORING_TOKEN_PATH=/etc/vramblk-token make monitoring
-
-The variable is written to `.env`. Without make:
-
-    export VRAMBLK_MONITORING_TOKEN_PATH=/etc/vramblk-token
-    docker compose -p vramblk-monitoring --project-directory . -f deploy/monitoring/compose.yaml \\
-        -f deploy/monitoring/compose.token.yaml up -d
-
-Without this variable the exporter is not open beside a server that was given a token:
-
-| Set for the server | `make exporter` | `make monitoring` |
-| --- | --- | --- |
-| `VRAMBLK_METRICS_TOKEN` | asks for the same token | refused, since Prometheus needs the file |
-| `VRAMBLK_METRICS_TOKEN_FILE` | refused, since that file is in the server's container | refused |
-| either, by a Compose file of your own | refused | refused |
-
-A token in the server's YAML file (`metrics_token`) is not seen by these commands. Set
-`VRAMBLK_MONITORING_TOKEN_PATH`, because the exporter is open without it.
-
-### From another machine
-
-For a scraper on another machine use `--metrics-addr 0.0.0.0:10810` with `--metrics-token`.
-Without a token the server answers only to IP addresses, to localhost and to names that `--metrics-host`
-gives: set `--metrics-host NAME` for a scraper that uses a name. In Compose, the server answers to `vramblk`,
-its service name.
-
-### A server in swap mode
-
-A swap server in a container has no network, so nothing can scrape it over TCP. Its status socket answers, and
-`vramblk relay` passes the answers on: metrics, health and the status page. The service `exporter` of
-`make monitoring` is such a relay. It runs as nobody, mounts `/run/vramblk` read-only and publishes
-<http://127.0.0.1:10811/metrics> (`VRAMBLK_EXPORTER_PORT`). For a Prometheus of your own start it alone:
-
-    make exporter
-
-Outside Docker:
-
-    sudo vramblk relay --metrics-addr 127.0.0.1:10811 --status-socket /run/vramblk/status.sock
-
-The relay is no part of the data path. If it is slow or dies, swap goes on. It answers 502 while no server
-answers.
+[Prometheus](../guides/prometheus.md) has the scrape configuration, the alerts, the dashboard, and what a
+server in swap mode or with a token requires.
 """
 
 

@@ -83,6 +83,7 @@ def _files(root: Path) -> dict[Path, str]:
         root / MAN: man_page(),
         root / hostpages.MAN: hostpages.man_page(),
         root / hostpages.EXAMPLE: hostpages.example(),
+        root / hostpages.PAGE: hostpages.page(),
     }
 
 

@@ -134,7 +134,7 @@ def test_metrics_ask_for_a_token_that_is_a_secret(directory):
     assert volume["secret"]["secretName"] == "vramblk-metrics"
     assert "annotations" not in template["metadata"], "who scrapes by annotation has no token"
     assert ("OCL_ICD_VENDORS" in environment) is (directory != "base")
-    assert "create secret generic vramblk-metrics" in (REPOSITORY / "docs/guides/containers.md").read_text()
+    assert "create secret generic vramblk-metrics" in (REPOSITORY / "docs/guides/kubernetes.md").read_text()
 
 
 @pytest.mark.parametrize("vendor", ["nvidia", "amd"])
@@ -144,7 +144,7 @@ def test_the_image_is_named_by_its_registry_and_the_docs_say_how_it_gets_there(v
     registry, _, name = image.rpartition("/")
     assert "." in registry
     assert name.partition(":")[0] == "vramblk"
-    text = (REPOSITORY / "docs/guides/containers.md").read_text()
+    text = (REPOSITORY / "docs/guides/kubernetes.md").read_text()
     assert f"docker push {registry}/vramblk:1" in text
     (command,) = re.findall(r"sed -i '([^']+)' \\\n +(deploy/kubernetes/\S+)", text)
     done = subprocess.run(

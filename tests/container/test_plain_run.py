@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import guides
 from tests.wire.rawclient import RawClient
 
 from . import docker
@@ -92,3 +93,27 @@ def test_docker_stop_leaves_time_to_zero_and_to_leave(run: Run, tmp_path: Path) 
     assert docker.inspect(name)["State"]["ExitCode"] == 0
     assert list(tmp_path.iterdir()) == []
     assert '"stopped"' in docker.run("docker", "logs", name).stdout
+
+
+def test_the_line_of_the_guide_serves(image: str, tmp_path: Path) -> None:
+    """`docker run` as docs/guides/containers.md prints it, without a GPU, on ports and a directory of its own."""
+    (line,) = [line for line in guides.commands("docs/guides/containers.md", "Plain docker run") if "docker run" in line]
+    name = f"vramblktest-guide{os.getpid()}"
+    for old, new in (
+        ("--name vram ", f"--name {name} "), (" --gpus all", ""), ("127.0.0.1:10809:", "127.0.0.1::"),
+        ("127.0.0.1:10810:", "127.0.0.1::"), ("/run/vramblk:", f"{tmp_path}:"), (" vramblk --size 8G", f" {image} --size 64M --allow-cpu"),
+    ):  # fmt: skip
+        assert old in line, old
+        line = line.replace(old, new, 1)
+    try:
+        subprocess.run(line.split(), check=True, capture_output=True, text=True, timeout=120)
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "nbd.sock").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "nbd.sock"))
+            assert client.recv(8) == b"NBDMAGIC"
+    finally:
+        logs = subprocess.run(["docker", "logs", name], capture_output=True, text=True, check=False)
+        subprocess.run(["docker", "rm", "-f", name], capture_output=True, check=False)
+        print(logs.stdout, logs.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import urllib.parse
 import urllib.request
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import guides
 from tests.wire.harness import REPOSITORY, Server, eventually, free_port, requires
 
 pytestmark = requires("prometheus", "promtool", "fio")
@@ -129,3 +131,17 @@ def test_rules_by_promtool() -> None:
     for arguments in (("check", "rules", "vramblk.rules.yaml"), ("test", "rules", "vramblk.rules.test.yaml")):
         done = subprocess.run(["promtool", *arguments], cwd=RULES, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("heading", ["A Prometheus of your own", "A server in swap mode", "With a token"])
+def test_configurations_of_the_guide_by_promtool(heading: str, tmp_path: Path) -> None:
+    """The rules lie next to the file, as the guide demands; the token's path is one that exists here."""
+    (text,) = guides.files("docs/guides/prometheus.md", heading, "yaml")
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus/vramblk-token", str(tmp_path / "token")))
+    shutil.copy(RULES / "vramblk.rules.yaml", tmp_path)
+    done = subprocess.run(
+        ["promtool", "check", "config", "prometheus.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [job["job_name"] for job in yaml.safe_load(text)["scrape_configs"]] == ["vramblk"], "the alerts require it"

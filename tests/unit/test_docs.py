@@ -22,11 +22,12 @@ from vramblk.cli import COMMANDS, make_parser
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 #: Options named without their command, of programs that are not ours.
-FOREIGN_OPTIONS = frozenset({"--network", "--iodepth", "--build-arg"})
+FOREIGN_OPTIONS = frozenset({"--gpus", "--network", "--iodepth", "--build-arg"})
 _FOLDERS = "bench|deploy|docs|host|share|tests|tools|vramblk"
 _PATH = re.compile(
     rf"(?:{_FOLDERS})/[\w./-]*\w/?|(?:compose[\w.-]*|entrypoint|requirements)\.(?:yaml|sh|txt)"
 )
+_FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SOURCE = re.compile(r"[\w/]+\.(?:py|cl|html)")
 #: Made by users or by a run.
 _NOT_HERE = frozenset({"compose.override.yaml", "bench/results/"})
@@ -36,14 +37,21 @@ _NOT_HERE = frozenset({"compose.override.yaml", "bench/results/"})
 
 
 def code(text: str) -> Iterator[str]:
-    """Code spans, and lines of indented blocks, each on one line."""
-    for block in re.split(r"\n\s*\n", text):
+    """Code spans, and lines of fenced and of indented blocks, each on one line."""
+    for fenced in _FENCED.findall(text):
+        yield from _lines(fenced)
+    for block in re.split(r"\n\s*\n", _FENCED.sub("", text)):
         lines = block.split("\n")
         if all(line.startswith("    ") for line in lines if line):
-            yield from (line.strip() for line in lines)
+            yield from _lines(block)
         else:
             for match in re.finditer(r"(`+)(.+?)\1", block, re.DOTALL):
                 yield " ".join(match[2].split())
+
+
+def _lines(block: str) -> list[str]:
+    """A command that a backslash continues is one line."""
+    return [line.strip() for line in re.sub(r"\\\n\s*", "", block).split("\n")]
 
 
 def anchors(text: str) -> set[str]:
@@ -310,6 +318,8 @@ def test_readme_shows_what_a_newcomer_needs() -> None:
         (unknown_words, "`sudo host/vramblk-swap up --dry-run`", "`vramblk-swap upp`"),
         (unknown_words, "`vramblk-swap status --json`", "`vramblk-swap up --dry`"),
         (unknown_words, "`--metrics-addr 0.0.0.0:10810`", "`--metric-addr`"),
+        (unknown_words, "    vramblk \\\n        --size 1G", "    vramblk \\\n        --sise 1G"),
+        (unknown_words, "```sh\nvramblk check\n```", "```sh\nexit\n\nvramblk chekc\n```"),
         (missing_paths, "`vramblk/nbd/` and `docs/swap.md`", "`tests/wire/test_nothing.py`"),
         (missing_paths, "`nbd/replies.py`, `page.html`", "`nbd/nothing.py`"),
     ],

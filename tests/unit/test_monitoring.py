@@ -300,3 +300,10 @@ def _events(call: ast.Call) -> list[str]:
         return []
     values = [argument.value for argument in call.args[:2] if isinstance(argument, ast.Constant)]
     return [value for value in values[:1] if isinstance(value, str) and _EVENT.fullmatch(value)]
+
+
+def test_the_guide_lists_every_alert_with_its_severity() -> None:
+    text = (ROOT / "docs" / "guides" / "prometheus.md").read_text()
+    listed = re.findall(r"^\| `(Vramblk\w+)` \| (\w+) \|", text, re.MULTILINE)
+    groups = yaml.safe_load((MONITORING / "vramblk.rules.yaml").read_text())["groups"]
+    assert listed == [(rule["alert"], rule["labels"]["severity"]) for group in groups for rule in group["rules"]]

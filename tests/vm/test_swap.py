@@ -27,6 +27,7 @@ CASES = {
     "checksum.sh": "a flipped bit is SIGBUS in the victim, never a wrong page",
     "crowd.sh": "where more is wanted than there is, the OOM killer passes the server over",
     "hostile.sh": "hostile clients on other connections change nothing",
+    "disk.sh": "a file system in VRAM, by the commands of the guide",
     "logs.sh": "logs and metrics never block I/O",
 }
 
