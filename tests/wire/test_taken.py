@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -131,3 +132,32 @@ def test_a_child_has_no_file_that_the_server_was_started_with(start: Start, role
     server = start("--workers", "1", program=program, environment={"TAKEN": INHERITED})
     os.kill(server.named(role)[0], signal.SIGUSR2)
     assert "refused" in server.wait_event("child_stderr")["line"]
+
+
+#: Starts argv[1:] in a session that has a key.
+WITH_A_KEY = """
+import ctypes, os, sys
+syscall = ctypes.CDLL(None).syscall
+if syscall(250, 1, None) < 0 or syscall(248, b"user", b"vramblk-test", b"s3cret", 6, -3) < 0:
+    sys.exit("no keys")
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+READ_THE_KEY = """
+import ctypes, sys
+syscall, found = ctypes.CDLL(None).syscall, ctypes.create_string_buffer(64)
+key = syscall(250, 10, -3, b"user", b"vramblk-test", 0)
+print("refused" if syscall(250, 11, key, found, 64) < 0 else found.value, file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.parametrize("role", ["worker", "observer"])
+def test_a_child_reads_no_key_of_the_session(start: Start, role: str) -> None:
+    if (
+        os.uname().machine != "x86_64"
+        or subprocess.run([sys.executable, "-c", WITH_A_KEY, "/bin/true"]).returncode
+    ):
+        pytest.skip("requires the kernel's keyrings on x86_64")
+    program = (sys.executable, "-c", WITH_A_KEY, *PROGRAM)
+    server = start("--workers", "1", program=program, environment={"TAKEN": READ_THE_KEY})
+    os.kill(server.named(role)[0], signal.SIGUSR2)
+    assert server.wait_event("child_stderr")["line"] == "refused"

@@ -104,7 +104,8 @@ def test_whoever_takes_it_over_reaches_nothing_else(server: Server, role: str) -
 
 
 def test_no_child_gains_rights(server: Server) -> None:
-    """No new privileges for any of them; workers keep CAP_IPC_LOCK, the observer nothing, and workers start nothing."""
+    """No new privileges for any of them; workers keep CAP_IPC_LOCK, the observer nothing, and workers start nothing,
+    the observer not too much."""
     for role, kept in (("worker", 1 << 14), ("observer", 0)):
         for pid in server.named(role):
             status = status_of(pid)
@@ -118,6 +119,8 @@ def test_no_child_gains_rights(server: Server) -> None:
             assert status_of(pid)["NoNewPrivs"] == "1", role
     for pid in server.named("worker"):
         assert limits_of(pid)["Max processes"] == ["0", "0"]
+    (observer,) = server.named("observer")
+    assert limits_of(observer)["Max processes"] == ["512", "512"], "or it used up those of the container or unit"
 
 
 def test_no_process_leaves_a_core(server: Server) -> None:

@@ -104,8 +104,12 @@ class ObserverProcess:
             supervisor,
             self._files,
             self._watchdog_s,
-            lambda: privileges.drop(self._shared.observer_uid),
+            self._drop_privileges,
         )
+
+    def _drop_privileges(self) -> None:
+        privileges.drop(self._shared.observer_uid)
+        privileges.start_few_processes()
 
     def _ended(self, child: Child) -> None:
         self._hang_up()

@@ -23,6 +23,9 @@ from . import kernel, proc
 #: that systemd gives to its dynamic users. Source: "Users, Groups, UIDs and GIDs on systemd Systems".
 UIDS = range(60706, 61184)
 
+#: More than the threads with which the observer serves all its listeners at once.
+_FEW = 512
+
 NEEDED = "CAP_SETUID, CAP_SETGID and CAP_KILL"
 
 
@@ -71,6 +74,14 @@ def start_no_process() -> None:
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
 
 
+def start_few_processes() -> None:
+    """From here on all processes and threads of this uid, unless it is root's, are so many at most.
+
+    Otherwise whoever has taken this process over could use up those of the container or the unit.
+    """
+    resource.setrlimit(resource.RLIMIT_NPROC, (_FEW, _FEW))
+
+
 def drop(uid: int | None, *, keep: int = 0) -> None:
     """Give up every right for good, except some capabilities.
 
@@ -96,6 +107,7 @@ def drop(uid: int | None, *, keep: int = 0) -> None:
     if uid is not None:
         kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
         _become(uid)
+        kernel.leave_session_keyring()  # whoever has it reads root's keys in it, whatever the uid
         # It belongs to root already; fs.suid_dumpable could still let root's core handler have it.
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     kernel.set_capabilities(effective & keep, permitted & keep)
