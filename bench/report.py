@@ -207,7 +207,7 @@ def _plot(document: Document) -> Any:
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.set_xlabel(f"rate of {PROJECT} / rate of the other (more is better)")
-    axes.set_title(machine.lines(document["machine"])[0][:90], fontsize=9)
+    axes.set_title(machine.lines(document["machine"])[0].partition(" (")[0], fontsize=9)
     axes.legend(fontsize=8)
     return figure
 

@@ -2,9 +2,9 @@
 
     python tests/run.py [GROUP ...]
 
-Each group is a pytest run of its own, after ``tests/setup.sh GROUP``. With VRAMBLK_TEST_REQUIRE=all
-a skip is a failure, except in group gpu and for container tests marked ``needs_sys_resource``. The
-last line of the output is always 'N passed, N failed, N skipped'; the exit status is 0 only if
+Each group is a pytest run of its own, after ``tests/setup.sh GROUP``. The minutes that each takes are printed
+first. With VRAMBLK_TEST_REQUIRE=all a skip is a failure, except in group gpu and for container tests marked
+``needs_sys_resource``. The last line of the output is always 'N passed, N failed, N skipped'; the exit status is 0 only if
 nothing failed.
 """
 
@@ -31,10 +31,12 @@ class Group:
 
     Attributes:
         parallel: its tests do not measure time and share nothing, so two of them may run at once.
+        minutes: how long it takes on two cores without a GPU or KVM, as CONTRIBUTING.md says.
         by_name_only: too long to run with the others; it runs if it is named.
     """
 
     name: str
+    minutes: int
     test_timeout_s: int
     total_timeout_s: int
     skips_are_failures: bool = True
@@ -43,15 +45,15 @@ class Group:
 
 
 GROUPS = (
-    Group("unit", 120, 1500, parallel=True),
-    Group("wire", 180, 2700),
-    Group("page", 300, 1800),
-    Group("oclgrind", 600, 3600),
-    Group("container", 900, 3600),
-    Group("vm", 1800, 10800, parallel=True),
-    Group("intel_cpu", 300, 1800, by_name_only=True),
-    Group("qemu", 4500, 4800, by_name_only=True),
-    Group("gpu", 600, 1800, skips_are_failures=False),
+    Group("unit", 9, 120, 1500, parallel=True),
+    Group("wire", 21, 180, 2700),
+    Group("page", 2, 300, 1800),
+    Group("oclgrind", 3, 600, 3600),
+    Group("container", 25, 900, 3600),
+    Group("vm", 28, 1800, 10800, parallel=True),
+    Group("intel_cpu", 2, 300, 1800, by_name_only=True),
+    Group("qemu", 52, 4500, 4800, by_name_only=True),
+    Group("gpu", 30, 600, 1800, skips_are_failures=False),
 )
 _NO_TESTS_COLLECTED = 5
 _AT_ONCE = 2
@@ -156,6 +158,14 @@ def _has_property(case: ElementTree.Element, name: str) -> bool:
     return any(found.get("name") == name for found in case.iter("property"))
 
 
+def print_durations(groups: list[Group]) -> None:
+    """How long the groups take, before the first one starts."""
+    total = sum(group.minutes for group in groups if group.name != "gpu" or len(groups) == 1)
+    print(f"about {total} minutes on two cores:")
+    for group in groups:
+        print(f"  {group.name:<11}{group.minutes:>3}" + (" at most, with a GPU" if group.name == "gpu" else ""), flush=True)
+
+
 def print_table(outcomes: list[Outcome], require_all: bool) -> None:
     """Group, tests that ran, tests that did not, and why."""
     print(f"\n{'group':<11}{'ran':>6}{'failed':>8}{'skipped':>9}{'seconds':>9}  why")
@@ -186,11 +196,12 @@ def main() -> int:
     requirement = os.environ.get("VRAMBLK_TEST_REQUIRE", "")
     if requirement not in ("", "all"):
         parser.error(f"VRAMBLK_TEST_REQUIRE={requirement}: allowed are all and nothing")
+    groups = [group for group in GROUPS if group.name in chosen.groups or not (chosen.groups or group.by_name_only)]
+    print_durations(groups)
     outcomes = []
-    for group in GROUPS:
-        if group.name in chosen.groups or not (chosen.groups or group.by_name_only):
-            print(f"== {group.name}", flush=True)
-            outcomes.append(run_group(group, requirement == "all", extra))
+    for group in groups:
+        print(f"== {group.name}", flush=True)
+        outcomes.append(run_group(group, requirement == "all", extra))
     print_table(outcomes, requirement == "all")
     passed, failed, skipped = (
         sum(getattr(outcome, what) for outcome in outcomes) for what in ("passed", "failed", "skipped")

@@ -40,6 +40,7 @@ def test_contributing_names_every_group_of_tests_with_minutes() -> None:
     assert [name for name, _, _ in rows] == [group.name for group in GROUPS]
     for group, (_, minutes, part) in zip(GROUPS, rows, strict=True):
         assert int(minutes) * 60 <= group.total_timeout_s, group.name
+        assert int(minutes) == group.minutes, group.name
         assert (part == "no") is group.by_name_only, group.name
 
 

@@ -289,18 +289,29 @@ def test_each_module_has_its_line_in_the_architecture() -> None:
 
 
 def test_readme_shows_what_a_newcomer_needs() -> None:
-    """Two lines of what it is, make up, make test, the picture, three ways to look, every vendor."""
+    """What it is in two sentences, a picture, two commands, whether it fits; then the rest, every vendor in it."""
     text = (ROOT / "README.md").read_text()
-    title, what, first, *_ = text.split("\n\n")
+    title, what, picture, first, *_ = text.split("\n\n")
     assert title == "# vramblk"
-    assert what.count("\n") == 1
-    assert "make up" in first
-    assert "make test" in first
-    assert "(docs/status-page.png)" in text
-    for command in ("vramblk status", "vramblk top", "curl http://127.0.0.1:10810/metrics"):
-        assert command in text
+    assert what.count(".") == 2
+    assert picture.startswith("```text\n")
+    assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make up", "make up SWAP=1"]
+    fits, _, rest = text.partition("## Start by GPU")
+    table = fits.partition("## Is this for me?")[2]
+    assert len(re.findall(r"^\| (?!You want|---)", table, re.MULTILINE)) == 4
+    assert "**What never ran:**" in fits and "make test" not in fits
+    for command in ("make status", "vramblk top", "curl http://127.0.0.1:10810/metrics", "nvidia-smi", "docker run -d"):
+        assert command in rest
     for vendor in ("NVIDIA", "AMD", "Intel", "none"):
-        assert re.search(rf"^\| {vendor} \|", text, re.MULTILINE), vendor
+        assert re.search(rf"^\| {vendor} \|", rest, re.MULTILINE), vendor
+    assert re.findall(r"^\| (\d+) \|", rest, re.MULTILINE) == ["0", "1", "2", "78"], "exit codes"
+
+
+def test_readme_and_guide_print_the_same_docker_run() -> None:
+    """tests/container runs the guide's."""
+    (one,) = [line for line in code((ROOT / "README.md").read_text()) if line.startswith("docker run -d")]
+    (other,) = [line for line in code((ROOT / "docs/guides/containers.md").read_text()) if line.startswith("docker run -d")]
+    assert one == other
 
 
 @pytest.mark.parametrize(

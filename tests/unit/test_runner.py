@@ -48,6 +48,14 @@ def row(lines: list[str], group: str) -> list[str]:
     return found.split()
 
 
+def test_minutes_are_printed_before_the_first_group(tree: Path) -> None:
+    """All that will run, group by group, and the sum; the gpu group takes none without a GPU."""
+    lines = run(tree, "unit", "container", "gpu")[1]
+    assert lines[0] == "about 34 minutes on two cores:"
+    assert [line.split()[:2] for line in lines[1:4]] == [["unit", "9"], ["container", "25"], ["gpu", "30"]]
+    assert lines[4] == "== unit"
+
+
 def test_skips_are_listed_with_their_reasons(tree: Path) -> None:
     """A skip is no failure by itself; the table says why, and groups without tests say so."""
     status, lines = run(tree)
