@@ -1,8 +1,8 @@
 """``python -m tools.shellgen [--check]``: shell completions and man page, from the table of options.
 
-Writes below share/ of the current directory, laid out as it is to be installed below a prefix, and what
-``tools.hostpages`` makes for vramblk-swap. With ``--check`` writes nothing and exits 1 if one of the files
-is not up to date.
+Writes below share/ of the current directory, laid out as it is to be installed below a prefix. It also writes
+what ``tools.hostpages`` makes for vramblk-swap and what ``tools.upnames`` makes for `make up`.
+With ``--check`` writes nothing and exits 1 if one of the files is not up to date.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tools import generated, hostpages
+from tools import generated, hostpages, upnames
 from tools.generated import roff
 from vramblk.cli import COMMANDS, SERVE, make_parser
 from vramblk.config.options import BY_NAME, GROUPS, OPTIONS, Option
@@ -84,6 +84,7 @@ def _files(root: Path) -> dict[Path, str]:
         root / hostpages.MAN: hostpages.man_page(),
         root / hostpages.EXAMPLE: hostpages.example(),
         root / hostpages.PAGE: hostpages.page(),
+        root / upnames.NAMES: upnames.names(root),
     }
 
 

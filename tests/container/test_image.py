@@ -55,7 +55,7 @@ def test_hadolint_finds_nothing():
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_shellcheck_finds_nothing(script):
-    done = docker.run(program("shellcheck"), script, check=False)
+    done = docker.run(program("shellcheck"), "-x", script, check=False)
     assert (done.returncode, done.stdout) == (0, "")
     assert os.access(REPOSITORY / script, os.X_OK)
 

@@ -37,7 +37,7 @@ _NEEDED = ("qemu-system-x86_64", "debootstrap", "mke2fs", "gcc")
 _BASE_IMAGE = "debian:trixie-slim"
 #: What the guest needs of the project: both sides of swap, and the cases.
 _PAYLOAD = (
-    "Makefile", "compose.yaml", "compose.swap.yaml", "deploy/up.sh", "host", "vramblk/__init__.py", "tests/qemu/guest",
+    "Makefile", "compose.yaml", "compose.swap.yaml", "deploy/up.sh", "deploy/lib", "host", "vramblk/__init__.py", "tests/qemu/guest",
     "share/man/man8", "tests/vm/guest/lib.sh",
 )  # fmt: skip
 _MARK = re.compile(r"^@@ (CASE|PASS|FAIL|NOTE|ENDED|DONE) ?(.*)$", re.MULTILINE)

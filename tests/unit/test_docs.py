@@ -197,7 +197,7 @@ def templates() -> tuple[tuple[str, ...], ...]:
     shell = [
         ROOT / "host" / "vramblk-swap", *(ROOT / "host" / "lib").glob("*.sh"), ROOT / "host" / "install.sh",
         ROOT / "entrypoint.sh",
-        *(ROOT / "deploy").glob("*.sh"), *ROOT.glob("compose*.yaml"),
+        *(ROOT / "deploy").rglob("*.sh"), *ROOT.glob("compose*.yaml"),
     ]  # fmt: skip
     return (
         *(tuple(_python_texts(path.read_text())) for path in (ROOT / "vramblk").rglob("*.py")),

@@ -181,7 +181,7 @@ def _rendered(command: list[str], files: list[str], **variables: str) -> dict[st
 
 def test_no_command_for_monitoring_names_the_server() -> None:
     """With the server's file in a -f list Compose would make the server anew, without the host's own files."""
-    files = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", MONITORING / "compose.yaml", ROOT / "deploy/up.sh"]
+    files = [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", MONITORING / "compose.yaml", *ROOT.glob("deploy/lib/*.sh")]
     lines = [line for path in files for line in re.sub(r"\\\n", " ", path.read_text()).splitlines()]
     commands = [line for line in lines if "-f deploy/monitoring" in line]
     assert len(commands) >= 2
