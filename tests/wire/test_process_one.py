@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,17 @@ def test_signals_reach_the_supervisor(server: Server) -> None:
         assert server.wait_event("signal_ignored")["signal"] == "SIGHUP"
         server.wait_event("draining")
     assert server.wait(10) == 0
+
+
+def test_a_process_that_is_left_behind_does_not_hold_up_a_clean_end(server: Server) -> None:
+    """Whoever has taken the observer over can leave one. Docker waits for a day for the end of a swap server."""
+    first = process_one(server)
+    leave = ("nsenter", f"--target={first}", "--pid", "--mount", "sh", "-c", "sleep 60 >/dev/null 2>&1 &")
+    subprocess.run(leave, check=True)
+    eventually(lambda: "sleep" in server.remember().values())
+    os.kill(first, signal.SIGTERM)
+    assert server.wait(10) == 0
+    assert not server.leftovers()
 
 
 def test_sigquit_ends_it_at_once(server: Server) -> None:

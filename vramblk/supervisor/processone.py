@@ -23,7 +23,9 @@ def run_as_init() -> None:
 
     That process hands the signals that it is sent on to the supervisor, reaps, and ends with the last process
     of the namespace, with the supervisor's exit status (128 and the number of the signal that killed it).
-    Once the supervisor is gone, SIGQUIT ends the others, and nothing else does.
+    After a clean end of the supervisor it ends at once: nothing is served any more, and whoever has taken the
+    observer over may have left processes. Once the supervisor is gone otherwise, SIGQUIT ends the others, and
+    nothing else does.
 
     To be called with little imported: what is loaded by then stays with process 1.
     """
@@ -47,7 +49,7 @@ def _stay(supervisor: int) -> int:
             if status is None and supervisor in ended:
                 code = os.waitstatus_to_exitcode(ended[supervisor])
                 status = code if code >= 0 else 128 - code
-            if status is not None and _is_alone():
+            if status == 0 or (status is not None and _is_alone()):
                 return status
         elif status is None:
             os.kill(supervisor, number)
