@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs vramblk-swap with its man page, its systemd units and an example of its settings, or removes them.
+# Installs vramblk-swap with its man page, its systemd units and examples of its settings and of rights, or removes them.
 #
 #   host/install.sh install|uninstall
 #
@@ -17,8 +17,11 @@ destination=${DESTDIR:-}
 sbindir=${PREFIX:-/usr/local}/sbin
 libdir=${PREFIX:-/usr/local}/lib/vramblk-swap
 mandir=${PREFIX:-/usr/local}/share/man/man8
+docdir=${PREFIX:-/usr/local}/share/doc/vramblk-swap
 unitdir=${UNITDIR:-/etc/systemd/system}
 units='vramblk-swap.service vramblk-swap-sleep.service'
+# Installed, but enabled only by whoever wants it.
+auto_unit=vramblk-swap-auto.service
 # Another root directory is used in the tests only.
 run=${VRAMBLK_TEST_ROOT-}/run
 defaults=$destination${VRAMBLK_TEST_ROOT-}/etc/default/vramblk
@@ -55,9 +58,14 @@ install)
     install -D -m 644 ../share/man/man8/vramblk-swap.8 "$destination$mandir/vramblk-swap.8"
     [ -e "$defaults" ] || [ -L "$defaults" ] || install -D -m 644 vramblk.default "$defaults"
     install -d -m 755 "$destination$unitdir"
-    for unit in $units; do
+    for unit in $units $auto_unit; do
         sed -e "s|@sbindir@|$sbindir|" -e "$tie" "systemd/$unit" >"$destination$unitdir/$unit"
         chmod 644 "$destination$unitdir/$unit"
+    done
+    install -d -m 755 "$destination$docdir"
+    for example in examples/*; do
+        sed -e "s|@sbindir@|$sbindir|g" "$example" >"$destination$docdir/${example#*/}"
+        chmod 644 "$destination$docdir/${example#*/}"
     done
     if live_systemd; then
         systemctl daemon-reload
@@ -76,10 +84,12 @@ uninstall)
     fi
     if live_systemd; then
         # shellcheck disable=SC2086
+        systemctl disable --now $auto_unit || true
+        # shellcheck disable=SC2086
         systemctl disable $units || true
     fi
-    for unit in $units; do rm -f "$destination$unitdir/$unit"; done
-    rm -rf "$destination$libdir"
+    for unit in $units $auto_unit; do rm -f "$destination$unitdir/$unit"; done
+    rm -rf "$destination$libdir" "$destination$docdir"
     rm -f "$destination$sbindir/vramblk-swap" "$destination$mandir/vramblk-swap.8"
     if cmp -s vramblk.default "$defaults"; then
         rm -f "$defaults"

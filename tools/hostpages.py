@@ -162,13 +162,21 @@ _HEAD = r""".SH NAME
 vramblk\-swap \- use GPU memory that vramblk serves as swap space
 .SH SYNOPSIS
 .B vramblk\-swap
-.BR up | down | status | sleep | wake
+.BR up | down | status | auto | sleep | wake
 .RI [ options ]
+.br
+.B vramblk\-swap
+.BR release | take
+.IR SIZE | all
+.RI [ options ]
+.br
+.B vramblk\-swap yield \-\-
+.I COMMAND ...
 .SH DESCRIPTION
 .B vramblk\-swap
-attaches an export of a running
+attaches each swap export of a running
 .BR vramblk (1)
-server to an NBD device and makes the device swap space.
+server to an NBD device of its own and makes the devices swap space, all with one priority.
 The server must run in swap mode on the same machine.
 .PP
 .B up
@@ -180,11 +188,19 @@ An
 that fails undoes its own changes.
 Both are idempotent.
 .PP
-.BR up ,
-.BR down ,
-.B sleep
+.BR release ,
+.B take
 and
-.B wake
+.B yield
+give VRAM to other programs and take it back.
+If the server has several exports
+.RB ( \-\-slices ),
+a part can be given back.
+.PP
+All commands but
+.B status
+and
+.B yield
 require root, except with
 .BR \-\-dry\-run .
 They print each command that changes something to standard error, after a plus sign.
@@ -221,7 +237,7 @@ made, for
 .BR down .
 .TP
 .I /run/vramblk\-swap/attached
-The device that is swap, its label and UUID, and the server's process.
+The devices that are swap, the label, UUID and export of each, the server's exports and its process.
 .TP
 .I /run/vramblk\-swap/asleep
 Exists from
@@ -229,6 +245,7 @@ Exists from
 to
 .B wake
 if swap was on.
+Names the exports that were swap.
 .TP
 .I /run/vramblk\-swap/boot
 The boot to which the other files belong.
@@ -238,11 +255,21 @@ Lets one
 .B vramblk\-swap
 run at a time.
 .TP
+.I /run/vramblk\-swap/private/free
+The pipe through which
+.B auto
+gets the free memory of each GPU.
+.TP
 .I vramblk\-swap.service
 The systemd unit that turns swap on at boot, and off before the server stops.
 .TP
 .I vramblk\-swap\-sleep.service
 The systemd unit that turns swap off before a suspend, and on after it.
+.TP
+.I vramblk\-swap\-auto.service
+The systemd unit that runs
+.BR auto .
+It is not enabled by the installation.
 .SH EXAMPLES
 Print what
 .B up
@@ -275,6 +302,14 @@ Show how much swap is used, and the server's state, as JSON:
 .nf
 .RS
 sudo vramblk\-swap status \-\-json
+.RE
+.fi
+.PP
+Give all VRAM to a command, here for a minute, and take it back when it ends:
+.PP
+.nf
+.RS
+vramblk\-swap yield \-\- sleep 60
 .RE
 .fi
 .PP

@@ -24,9 +24,8 @@ refuse_foreign() { # path
     fi
 }
 
-# Only root enters the lock's directory: whoever can open a file can hold its lock for ever.
-lock() {
-    [ -z "$dry_run" ] || return 0
+# Only root enters the inner one: whoever can open a file can hold its lock for ever.
+make_directories() {
     refuse_foreign "$state_dir"
     mkdir -p "$private" || fail 1 "cannot make $private"
     case $(stat -c %A "$state_dir") in
@@ -35,6 +34,11 @@ lock() {
     esac
     refuse_foreign "$private"
     chmod 700 "$private" || fail 1 "cannot set the mode of $private"
+}
+
+lock() {
+    [ -z "$dry_run" ] || return 0
+    make_directories
     refuse_foreign "$lock"
     [ "$(stat -c %a "$lock" 2>/dev/null)" = 600 ] || rm -f "$lock" # somebody may hold it
     (umask 077 && touch "$lock") || fail 1 "cannot open $lock"

@@ -1,7 +1,8 @@
 # shellcheck shell=sh disable=SC2034,SC2154
 # The kernel's memory and its swap devices.
 
-swap_line() { # device: its line of /proc/swaps, whatever directory the kernel saw it in
+# Prints its line of /proc/swaps, whatever directory the kernel saw it in.
+swap_line() { # device
     awk -v name="${1##*/}" '{ path = $1; sub(/.*\//, "", path); sub(/\\040.*/, "", path) }
         path == name { print; found = 1 } END { exit !found }' "$proc/swaps"
 }
@@ -19,18 +20,25 @@ is_no_swap() { # device
 
 meminfo() { awk -v name="$1:" '$1 == name { print $2 }' "$proc/meminfo"; }
 
-# Memory that can take back what is in the device: KiB available, and free in other swap. MemAvailable leaves the high
-# watermark alone, which lies half of min_free_kbytes above the one that swapoff may go down to. What zram takes it keeps
-# in RAM, at about half the size.
-room_kib() {
-    awk -v device="${1##*/}" -v available="$(meminfo MemAvailable)" \
-        -v reserve="$(value_of /proc/sys/vm/min_free_kbytes)" '
-        BEGIN { available += reserve / 2 }
-        NR > 1 {
-            name = $1; sub(/.*\//, "", name); sub(/\\040.*/, "", name)
-            if (name != device) available += ($3 - $4) / (name ~ /^zram/ ? 2 : 1)
-        }
-        END { printf "%d\n", available }' "$proc/swaps"
+# Sets room: KiB of memory that can take back what is in these devices, and free in other swap. MemAvailable leaves the
+# high watermark alone, which lies half of min_free_kbytes above the one that swapoff may go down to. What zram takes it
+# keeps in RAM, at about half the size. Starts no process: `auto` calls it while memory is short.
+measure_room() { # devices
+    room=0 kept=0
+    while read -r name value _; do
+        [ "$name" != MemAvailable: ] || room=$value
+    done <"$proc/meminfo"
+    read -r kept <"$proc/sys/vm/min_free_kbytes"
+    room=$((room + kept / 2))
+    while read -r path _ size used _; do
+        name=${path##*/} name=${name%%\\040*}
+        case " $* " in *" /dev/$name "*) continue ;; esac
+        case $name in
+        Filename) ;;
+        zram*) room=$((room + (size - used) / 2)) ;;
+        *) room=$((room + size - used)) ;;
+        esac
+    done <"$proc/swaps"
 }
 
 wait_until() { # seconds command: poll ten times a second
@@ -60,7 +68,7 @@ raise_min_free() {
     [ "$min_free_kbytes" != keep ] || return 0
     want=${min_free_kbytes:-$(wanted_min_free "${locked_bytes:-0}")}
     now=$(value_of /proc/sys/vm/min_free_kbytes)
-    [ "${now:-0}" -ge "$want" ] || change /proc/sys/vm/min_free_kbytes "$want"
+    [ "${now:-0}" -ge "$want" ] || change /proc/sys/vm/min_free_kbytes "$want" || exit 1
 }
 
 keep_server_out_of_swap() {
@@ -69,6 +77,6 @@ keep_server_out_of_swap() {
     elif [ "$server_cgroup" = / ]; then
         note 'warning: the server runs in the root cgroup, which has no memory.swap.max; start it in one of its own'
     else
-        change "/sys/fs/cgroup${server_cgroup%/}/memory.swap.max" 0
+        change "/sys/fs/cgroup${server_cgroup%/}/memory.swap.max" 0 || exit 1
     fi
 }

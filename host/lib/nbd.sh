@@ -5,7 +5,40 @@ nbd_pid() { cat "$sys/block/${1#/dev/}/pid" 2>/dev/null; }
 
 sectors() { cat "$sys/block/${1#/dev/}/size" 2>/dev/null || echo 0; }
 
+# The devices of vramblk-swap, in the order in which they were attached.
+ours() { [ ! -s "$records" ] || with_tabs <"$records" | sed -n "s/^connect$tab//p"; }
+
+# Those of them that are swap, least used first: KiB used, then the device.
+ours_by_use() {
+    for each in $(ours); do
+        swap_line "$each" | awk -v device="$each" '{ print $4, device }'
+    done | sort -n
+}
+
+# Of the whole file, or of a device: uuid, label, gpu and name of its export.
 was_attached() { sed -n "s/^$1=//p" "$attached" 2>/dev/null; }
+
+device_facts() { # device: uuid, label, GPU and export, each - if it is not known
+    uuid=- used_label=- gpu=- export=-
+    [ -e "$attached" ] || return 0
+    while IFS=$tab read -r first second third fourth fifth; do
+        [ "$first" = "device=$1" ] || continue
+        if [ -n "$fifth" ]; then
+            uuid=$second used_label=$third gpu=$fourth export=$fifth
+        else # from before this version, which attached one device
+            uuid=$(was_attached uuid) used_label=$(was_attached label)
+        fi
+    done <"$attached"
+}
+
+remember_device() { # device uuid label GPU export, after what is known of all (remember_server)
+    [ -n "$dry_run" ] ||
+        (IFS=$tab && printf '%s\n' "device=$*") >>"$attached" || fail 1 "cannot write $attached"
+}
+
+forget_device() { # device
+    [ ! -e "$attached" ] || sed -i -e "\\#^device=$1\$#d" -e "\\#^device=$1$tab#d" "$attached"
+}
 
 # Who else owns a process can name it as he likes, and its directory in /proc may show root as the owner.
 owned_by() { # uid, directory in /proc: all four uids
@@ -55,12 +88,16 @@ load_module() {
         return 0
     fi
     record modprobe nbd
+    [ "$nbds_max" -ge "$missing_number" ] || nbds_max=$missing_number
     act modprobe nbd "nbds_max=$nbds_max" max_part=0 ||
         fail 78 "the kernel module nbd cannot be loaded; type: sudo modprobe nbd, and see the kernel's log"
 }
 
+# Sets device. The first export gets the one of VRAMBLK_NBD_DEVICE.
 choose_device() {
-    if [ -n "$device" ]; then
+    device=''
+    if [ -n "$named_device" ] && [ -z "$fresh$swap_before" ]; then
+        device=$named_device
         if [ -n "$dry_run" ] || is_free "$device"; then return 0; fi
         [ -e "$sys/block/${device#/dev/}" ] ||
             fail 1 "$device (VRAMBLK_NBD_DEVICE) does not exist: there are $(count_devices) NBD devices here"
@@ -70,12 +107,17 @@ choose_device() {
     number=0
     while [ -e "$sys/block/nbd$number" ]; do
         device=/dev/nbd$number
-        ! is_free "$device" || return 0
         number=$((number + 1))
+        case " $fresh " in *" $device "*) continue ;; esac
+        ! is_free "$device" || return 0
     done
-    device=/dev/nbd0
-    [ -n "$dry_run" ] ||
-        fail 1 "none of the $number NBD devices is free; type: nbd-client -c /dev/nbd0, and so on, then nbd-client -d"
+    if [ -n "$dry_run" ]; then
+        # shellcheck disable=SC2086  # a list of devices
+        device=/dev/nbd$(set -- $fresh && echo $#)
+        return 0
+    fi
+    note "none of the $number NBD devices is free; type: nbd-client -c /dev/nbd0, and so on, then nbd-client -d"
+    return 1
 }
 
 count_devices() {
@@ -98,9 +140,10 @@ pin_socket() {
 }
 
 # In a scope of its own no stop of a unit, and no failed one, can end nbd-client; outside systemd it is one already.
-connect() {
+connect() { # export; false if it cannot be attached to device
     pin_socket
-    set -- nbd-client -unix "$pinned" "$device" -name "$export_name" -nonetlink -swap -systemd-mark -b 4096
+    export=$1
+    set -- nbd-client -unix "$pinned" "$device" -name "$export" -nonetlink -swap -systemd-mark -b 4096
     if [ -d "$root/run/systemd/system" ] && command -v systemd-run >/dev/null 2>&1; then
         oomd=''
         [ "$(systemd_version)" -lt 248 ] || oomd=--property=ManagedOOMPreference=omit
@@ -114,18 +157,23 @@ connect() {
         # It has attached nothing, so there is nothing to detach: the device may be somebody else's by now.
         sed -i '$d' "$records"
         [ "$acted" != 124 ] || note "$socket did not answer nbd-client within $timeout_s s"
-        fail 1 "nbd-client could not attach $device to $socket; is the server's socket there, its export called" \
-            "$export_name (VRAMBLK_EXPORT_NAME), and a connection free (--workers)?"
+        note "nbd-client could not attach $device to $socket; is the server's socket there, its export called" \
+            "$export (VRAMBLK_EXPORT_NAME), a connection free (--workers), and enough memory on the GPU (vramblk status)?"
+        return 1
     fi
     if [ -n "$dry_run" ]; then
         write_value "/proc/PID of nbd-client/oom_score_adj" -1000
         return 0
     fi
     # Not at once: with -nonetlink the client returns before the kernel knows the size.
-    wait_until "$timeout_s" has_size || fail 1 "$device has no size ${timeout_s} s after nbd-client attached it"
+    if ! wait_until "$timeout_s" has_size; then
+        note "$device has no size ${timeout_s} s after nbd-client attached it"
+        return 1
+    fi
     client=$(nbd_pid "$device")
     [ -z "$client" ] || [ ! -e "$proc/$client/oom_score_adj" ] || write_value "/proc/$client/oom_score_adj" -1000 ||
         note "warning: the OOM killer may choose nbd-client (pid $client): its oom_score_adj could not be set"
+    return 0
 }
 
 # Before 248 systemd-run refuses the property.

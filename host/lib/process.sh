@@ -28,7 +28,7 @@ find_server() {
 
 is_supervisor() { # its directory in /proc
     owned_by "$(stat -L -c %u "$root$socket")" "$1" || return 1
-    awk -v pid="$(answered "$key_pid")" '$1 == "NSpid:" { exit pid != "" && $NF != pid }' "$1/status" || return 1
+    awk -v pid="$(answered pid)" '$1 == "NSpid:" { exit pid != "" && $NF != pid }' "$1/status" || return 1
     { ls -l "$1/fd" && cat "$1/net/unix"; } 2>/dev/null | awk -v name="/${socket##*/}" '
         NF > 1 && $(NF - 1) == "->" { held[$NF] = 1 }
         $4 == "00010000" && substr($0, length($0) - length(name) + 1) == name && held["socket:[" $7 "]"] { found = 1 }

@@ -4,7 +4,7 @@
 # Descriptor 9 is the lock: a child that stays, such as nbd-client, must not keep it.
 act() {
     printf '+ %s\n' "$*" >&2
-    [ -n "$dry_run" ] || "$@" 9>&- >&2
+    [ -n "$dry_run" ] || "$@" 8<&- 9>&- >&2
 }
 
 # For commands that wait for the server or its container, and print what it sent. Not a pipe: nbd-client stays. Ctrl+C
@@ -15,7 +15,7 @@ act_printable() { # seconds command
     printf '+ %s\n' "$*" >&2
     [ -z "$dry_run" ] || return 0
     timeout "$foreground" 1 true 2>/dev/null || foreground=''
-    timeout ${foreground:+"$foreground"} -k 5 "$seconds" "$@" 9>&- >"$private/output" 2>&1
+    timeout ${foreground:+"$foreground"} -k 5 "$seconds" "$@" 8<&- 9>&- >"$private/output" 2>&1
     acted=$?
     head -c 4096 "$private/output" | printable >&2
     rm -f "$private/output"
@@ -38,7 +38,8 @@ record() { # words, of which none holds a tab
 # Lines of records on stdin; those from before this version, which have spaces in the place of tabs, with tabs.
 with_tabs() { sed "/$tab/!{s/ /$tab/;s/ /$tab/;s/ /$tab/;}"; }
 
-# Set a kernel setting, after writing down what it was. A file that is not there is said and left out.
+# Set a kernel setting, after writing down what it was. A file that is not there is said and left out. False if it cannot
+# be set.
 change() { # path value
     if [ ! -e "$root$1" ]; then
         [ -z "$dry_run" ] || write_value "$1" "$2"
@@ -48,13 +49,17 @@ change() { # path value
     change_old=$(value_of "$1")
     [ "$change_old" != "$2" ] || return 0
     record write "$1" "$2" "$change_old"
-    write_value "$1" "$2" || fail 1 "cannot write $2 to $1"
+    if ! write_value "$1" "$2"; then
+        note "cannot write $2 to $1"
+        return 1
+    fi
     if [ -n "$dry_run" ]; then return 0; fi
     change_now=$(value_of "$1")
     [ "$change_now" != "$2" ] || return 0
     # Here, since to the undoing it would look like somebody else's value.
     write_value "$1" "$change_old"
-    fail 1 "$1 is $change_now after $2 was written to it"
+    note "$1 is $change_now after $2 was written to it"
+    return 1
 }
 
 undo_one() { # one record's words
@@ -82,9 +87,9 @@ undo_one() { # one record's words
     esac
 }
 
-# From the last record to the first. If swapoff fails, or a record cannot be read, no earlier one may be touched: status 2. What else cannot be
+# From the last record to the first, all or those of one device. If swapoff fails, or a record cannot be read, no earlier one may be touched: status 2. What else cannot be
 # undone stays on record, for the next `down`: status 1.
-undo_all() {
+undo() { # device, or nothing for all
     undo_failed='' undo_number=0
     if [ -s "$records" ]; then
         undo_number=$(grep -c '' "$records")
@@ -104,6 +109,10 @@ END
             return 2
             ;;
         esac
+        if [ -n "${1-}" ] && ! is_record_of "$1"; then
+            undo_number=$((undo_number - 1))
+            continue
+        fi
         if undo_one "$undo_kind" "$undo_path" "$undo_set" "$undo_old"; then
             [ -n "$dry_run" ] || sed -i "${undo_number}d" "$records"
         else
@@ -114,15 +123,30 @@ END
         undo_number=$((undo_number - 1))
     done
     [ -z "$dry_run" ] || return 0
-    rm -f "$attached"
+    if [ -z "${1-}" ]; then rm -f "$attached"; else forget_device "$1"; fi
     [ -z "$undo_failed" ] || return 1
-    rm -f "$records"
+    [ -n "${1-}" ] || rm -f "$records"
 }
 
+is_record_of() { # device; of undo_path
+    case $undo_kind:$undo_path in
+    "swapon:$1" | "connect:$1" | "write:/sys/block/${1#/dev/}/"*) return 0 ;;
+    esac
+    return 1
+}
+
+# What this run did: everything, or what it added to swap that was on before.
 roll_back() {
     [ -n "$undo_on_exit" ] || return 0
     undo_on_exit=''
+    if [ -n "$swap_before" ]; then
+        [ -z "$fresh" ] || note 'undoing what was done'
+        for each in $fresh; do
+            undo "$each" || note "not everything could be undone for $each; once the reason is gone type: sudo vramblk-swap down"
+        done
+        return 0
+    fi
     [ -s "$records" ] || { rm -f "$records" "$attached"; return 0; }
     note 'undoing what was done'
-    undo_all || note 'not everything could be undone; once the reason is gone type: sudo vramblk-swap down'
+    undo || note 'not everything could be undone; once the reason is gone type: sudo vramblk-swap down'
 }

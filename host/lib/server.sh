@@ -1,63 +1,26 @@
 # shellcheck shell=sh disable=SC2034,SC2154
 # What the server answers on its status socket.
 
-# The status document on stdin to lines such as ".mode=swap": only what is read here, none longer than 300 bytes.
-# Whoever writes the document may be hostile: it fails where it is cut off, is no JSON or is nested deeply.
-flatten_json() {
-    awk '
-        BEGIN { RS = "\001"; bad = 1 }
-        { text = $0; size = length(text); at = 1; value("", 0); skip(); bad = at <= size }
-        END { exit bad }
-        function skip() { while (at <= size && substr(text, at, 1) == " ") at++ }
-        function string(    c, out, n) {
-            for (at++; (c = substr(text, at, 1)) != "\""; at++) {
-                if (c == "") exit 1
-                if (c == "\\") { at++; c = substr(text, at, 1); if (c == "u") { at += 4; c = "?" } else if (c == "n") c = " " }
-                if (n++ < 300) out = out c
-            }
-            at++
-            return out
-        }
-        function show(path, found) {
-            if (path ~ /^\.(state|mode|pid|locked_bytes|swap_preconditions\[[0-9][0-9]?\]\.(name|ok|detail|remedy))$/)
-                print path "=" found
-        }
-        function value(path, depth,    c, i, from) {
-            if (depth > 16) exit 1
-            skip(); c = substr(text, at, 1)
-            if (c == "\"") { show(path, string()); return }
-            if (c == "{" || c == "[") {
-                at++; skip()
-                if (substr(text, at, 1) == (c == "{" ? "}" : "]")) { at++; return }
-                for (i = 0; ; i++) {
-                    skip()
-                    if (c == "[") value(path "[" i "]", depth + 1)
-                    else { from = path "." string(); skip(); if (substr(text, at++, 1) != ":") exit 1; value(from, depth + 1) }
-                    skip()
-                    from = substr(text, at++, 1)
-                    if (from == (c == "{" ? "}" : "]")) return
-                    if (from != ",") exit 1
-                }
-            }
-            from = at
-            while (at <= size && !index(",]} ", substr(text, at, 1))) at++
-            if (at == from) exit 1
-            show(path, substr(text, from, at - from < 300 ? at - from : 300))
-        }'
-}
-
-# 256 KiB within ten seconds, and from the socket itself: a link could lead to any other.
+# Sets answer, NAME=value lines (docs/status.md). Whoever sends them may be hostile: 256 KiB within ten seconds, all of
+# them or nothing, and from the socket itself: a link could lead to any other.
 ask_server() {
     answer=''
     if [ "$status_socket" = off ] || [ -L "$root$status_socket" ]; then return 1; fi
     if command -v curl >/dev/null 2>&1; then
-        set -- curl --silent --fail --max-time 10 --unix-socket "$root$status_socket" http://localhost/status.json
+        set -- curl --silent --fail --max-time 10 --unix-socket "$root$status_socket" http://localhost/status.env
     elif command -v vramblk >/dev/null 2>&1; then
-        set -- vramblk status --json --status-socket "$root$status_socket"
+        set -- vramblk status --env --status-socket "$root$status_socket"
     else
         fail 78 'asking the server needs curl or vramblk; type: sudo apt-get install curl'
     fi
-    answer=$("$@" 2>/dev/null 9>&- | head -c 262144 | tr '\n' ' ' | printable | flatten_json) || { answer=''; return 1; }
+    answer=$("$@" 2>/dev/null 9>&- | head -c 262144 | printable | cut -c -400)
+    case $answer in
+    "format=1
+"*"
+end=yes") return 0 ;;
+    esac
+    answer=''
+    return 1
 }
 
 answered() { printf '%s\n' "$answer" | awk -v key="$1=" 'index($0, key) == 1 { print substr($0, length(key) + 1); exit }'; }
@@ -69,10 +32,10 @@ server_problem() { # one line that says why the server cannot be used now; nothi
         echo "$status_socket is a symbolic link, which is not followed; name the socket itself (VRAMBLK_STATUS_SOCKET)"
     elif [ -z "$answer" ]; then
         echo "the server does not answer on $status_socket; start it (make up SWAP=1), or see its log (make logs)"
-    elif [ "$(answered "$key_state")" != ready ]; then
-        echo "the server's state is $(answered "$key_state"), not ready; type: vramblk status"
-    elif [ "$(answered "$key_mode")" != swap ]; then
-        echo "the server's mode is $(answered "$key_mode"), not swap: it can be swapped out itself and freezes the machine;" \
+    elif [ "$(answered state)" != ready ]; then
+        echo "the server's state is $(answered state), not ready; type: vramblk status"
+    elif [ "$(answered mode)" != swap ]; then
+        echo "the server's mode is $(answered mode), not swap: it can be swapped out itself and freezes the machine;" \
             'start it with VRAMBLK_MODE=swap'
     fi
 }
@@ -95,7 +58,7 @@ check_server() {
         note "warning: $problem"
     fi
     warn_preconditions
-    locked_bytes=$(answered "$key_locked")
+    locked_bytes=$(answered locked_bytes)
     is_count "$locked_bytes" || locked_bytes=0
     [ ! -L "$root$socket" ] ||
         fail 1 "$socket is a symbolic link, which is not followed; name the socket itself (VRAMBLK_NBD_SOCKET)"
@@ -113,14 +76,48 @@ warn_group() {
 
 # What the server finds missing by itself; what this script is about to set is none of it.
 warn_preconditions() {
-    printf '%s\n' "$answer" | awk -F '[][]' '
-        $1 == ".swap_preconditions" {
-            n = $2 + 0; field = substr($0, length($1 $2) + 4); from = index(field, "=")
-            found[n, substr(field, 1, from - 1)] = substr(field, from + 1)
+    printf '%s\n' "$answer" | awk '
+        /^precondition_[0-9][0-9]?_[a-z]+=/ {
+            at = index($0, "="); split(substr($0, 1, at - 1), key, "_"); n = key[2] + 0
+            found[n, key[3]] = substr($0, at + 1)
             if (n > last) last = n
         }
         END { for (n = 0; n <= last; n++)
-            if (found[n, "name"] !~ /^(min_free|swap_max|)$/ && found[n, "ok"] != "true")
+            if (found[n, "name"] !~ /^(min_free|swap_max|)$/ && found[n, "ok"] != "yes")
                 print found[n, "name"] ": " found[n, "detail"] "; " found[n, "remedy"] }' |
         while read -r line; do note "warning: $line"; done
+}
+
+# A line for each swap export that the server offers, at most 64: KiB, its GPU or -, its name.
+offered() {
+    printf '%s\n' "$answer" | awk '
+        /^export_[0-9][0-9]?_(name|mode|size_bytes|gpu)=/ {
+            at = index($0, "="); key = substr($0, 8, at - 8); n = key + 0; sub(/^[0-9]+_/, "", key)
+            if (n < 64) found[n, key] = substr($0, at + 1)
+        }
+        END { for (n = 0; n < 64; n++)
+            if (found[n, "mode"] == "swap" && found[n, "name"] != "") {
+                if (found[n, "size_bytes"] !~ /^[0-9]+$/ || length(found[n, "size_bytes"]) > 15) found[n, "size_bytes"] = 0
+                if (found[n, "gpu"] !~ /^[0-9a-f]+:[0-9a-f.:]+$/) found[n, "gpu"] = "-"
+                printf "%.0f\t%s\t%s\n", found[n, "size_bytes"] / 1024, found[n, "gpu"], found[n, "name"]
+            } }'
+}
+
+# Those of them that are to be swap: all, or what VRAMBLK_EXPORT_NAME names. A name that the server does not offer stands
+# for its slices and devices (NAME-0, NAME-gpu1); if there are none, it is asked for as it is.
+wanted_exports() {
+    offered | NAMES=$export_names awk -F '\t' '
+        BEGIN { count = split(ENVIRON["NAMES"], names, ",") }
+        { line[NR] = $0; name[NR] = substr($0, length($1 $2) + 3) }
+        function show(i) { if (!shown[i]++) print line[i] }
+        END {
+            if (!count && NR) for (i = 1; i <= NR; i++) show(i)
+            if (!count && !NR) names[count = 1] = "vram"
+            for (n = 1; n <= count; n++) {
+                found = 0
+                for (i = 1; i <= NR; i++) if (name[i] == names[n]) { show(i); found = 1 }
+                if (!found) for (i = 1; i <= NR; i++) if (index(name[i], names[n] "-") == 1) { show(i); found = 1 }
+                if (!found) print "0\t-\t" names[n]
+            }
+        }'
 }

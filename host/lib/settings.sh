@@ -1,7 +1,7 @@
 # shellcheck shell=sh disable=SC2034,SC2154
 # Settings, from the environment and /etc/default/vramblk.
 
-own_names='NBD_SOCKET NBD_DEVICE SWAP_PRIORITY SWAP_LABEL SWAP_TIMEOUT MIN_FREE_KBYTES'
+own_names='NBD_SOCKET NBD_DEVICE SWAP_PRIORITY SWAP_LABEL SWAP_TIMEOUT MIN_FREE_KBYTES RESERVE'
 server_names='SIZE EXPORT_NAME SLICES UNIQUE_NAMES MODE READ_ONLY ALLOCATE DEVICE PLATFORM ALLOW_CPU MAP_OVERWRITE LISTEN_ADDR MAX_CONNECTIONS
 EXPORT_MAX_CONNECTIONS TLS TLS_CERTIFICATES TLS_PSK TLS_VERIFY_PEER WORKERS DRAIN_TIMEOUT VERIFY_READS METRICS_ADDR METRICS_HOST METRICS_TOKEN STATUS_SOCKET
 CONFIG VERBOSE'
@@ -38,26 +38,29 @@ warn_unknown_settings() {
     done
 }
 
-# Nothing if all are far: more than every third letter would have to change.
+# The known name that differs in one place, by at most two letters there.
 nearest_name() {
-    # shellcheck disable=SC2086  # a list of words
-    printf '%s\n' $own_names $server_names $other_names | awk -v want="$1" '
-        function distance(a, b,    i, j, cost, row, before, keep) {
-            for (j = 0; j <= length(b); j++) row[j] = j
-            for (i = 1; i <= length(a); i++) {
-                before = row[0]; row[0] = i
-                for (j = 1; j <= length(b); j++) {
-                    keep = row[j]
-                    cost = before + (substr(a, i, 1) != substr(b, j, 1))
-                    if (row[j] + 1 < cost) cost = row[j] + 1
-                    if (row[j - 1] + 1 < cost) cost = row[j - 1] + 1
-                    row[j] = cost; before = keep
-                }
-            }
-            return row[length(b)]
-        }
-        { d = distance(want, $0); if (NR == 1 || d < best) { best = d; name = $0 } }
-        END { if (best * 3 <= length(want)) print name }'
+    for known in $own_names $server_names $other_names; do
+        longer=$((${#known} - ${#1}))
+        [ "${longer#-}" -le 2 ] || continue
+        start=$1
+        while [ -n "$start" ]; do
+            case $known in "${start%??}"*"${1#"$start"}")
+                echo "$known"
+                return
+                ;;
+            esac
+            start=${start%?}
+        done
+    done
+}
+
+# Nothing if it is no size. Less than 4 EiB, so that a shell can reckon with it.
+kib_of() { # size such as 512M, 4G or 1.5GiB
+    awk -v size="$1" 'BEGIN {
+        if (size !~ /^[0-9]+(\.[0-9]+)?[KMGT](i?B)?$/ || length(size) > 16) exit
+        unit = index("KMGT", substr(size, match(size, /[KMGT]/), 1)) - 1
+        printf "%.0f\n", size * 1024 ^ unit }'
 }
 
 need_number() { # name value lowest highest
@@ -73,21 +76,27 @@ read_settings() {
     socket=${socket#unix:}
     status_socket=${VRAMBLK_STATUS_SOCKET:-/run/vramblk/status.sock}
     status_socket=${status_socket#unix:}
-    export_name=${VRAMBLK_EXPORT_NAME:-vram}
-    device=${VRAMBLK_NBD_DEVICE:-}
+    export_names=${VRAMBLK_EXPORT_NAME:-}
+    named_device=${VRAMBLK_NBD_DEVICE:-}
     priority=${VRAMBLK_SWAP_PRIORITY:-200}
     label=${VRAMBLK_SWAP_LABEL:-vramblk}
     timeout_s=${VRAMBLK_SWAP_TIMEOUT:-60}
     timeout_s=${timeout_s%s}
     min_free_kbytes=${VRAMBLK_MIN_FREE_KBYTES:-}
+    reserve=${VRAMBLK_RESERVE:-}
     need_number SWAP_PRIORITY "$priority" 0 32767
     need_number SWAP_TIMEOUT "$timeout_s" 1 86400
     case $min_free_kbytes in '' | keep) ;; *) need_number MIN_FREE_KBYTES "$min_free_kbytes" 1 999999999 ;; esac
     case $socket in /*) ;; *) fail 2 "VRAMBLK_NBD_SOCKET=$socket: allowed is an absolute path" ;; esac
-    case $device in
+    case $named_device in
     '') ;;
-    /dev/nbd*) is_number "${device#/dev/nbd}" || fail 2 "VRAMBLK_NBD_DEVICE=$device: allowed is /dev/nbdN" ;;
-    *) fail 2 "VRAMBLK_NBD_DEVICE=$device: allowed is /dev/nbdN" ;;
+    /dev/nbd*) is_number "${named_device#/dev/nbd}" || fail 2 "VRAMBLK_NBD_DEVICE=$named_device: allowed is /dev/nbdN" ;;
+    *) fail 2 "VRAMBLK_NBD_DEVICE=$named_device: allowed is /dev/nbdN" ;;
+    esac
+    case $reserve in
+    '') ;;
+    [0-9]% | [1-9][0-9]%) ;;
+    *) [ -n "$(kib_of "$reserve")" ] || fail 2 "VRAMBLK_RESERVE=$reserve: allowed is a size such as 2G, or a share such as 10%" ;;
     esac
     [ "${#label}" -le 15 ] || fail 2 "VRAMBLK_SWAP_LABEL=$label: allowed are at most 15 bytes"
 }

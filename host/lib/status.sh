@@ -2,37 +2,62 @@
 # status: what is attached, for people and as JSON.
 
 status() {
-    device=$(was_attached device) size='' used='' swap_priority='' verdict=off code=3
-    if [ -n "$device" ] && line=$(swap_line "$device"); then
-        verdict=on code=0
-        size=$(echo "$line" | awk '{ print $3 }') used=$(echo "$line" | awk '{ print $4 }')
-        swap_priority=$(echo "$line" | awk '{ print $5 }')
-        supervisor_lives || { verdict=orphaned code=1; }
-        is_connected "$device" || { verdict=lost code=1; }
-    elif [ -s "$records" ]; then
+    verdict=off code=3 devices='' off_exports=''
+    size_kib=0 used_kib=0
+    while read -r used device; do
+        [ -n "$device" ] || continue
+        [ -n "$devices" ] || verdict=on code=0
+        devices="$devices $device" used_kib=$((used_kib + used))
+        size_kib=$((size_kib + $(swap_field 3)))
+        is_connected "$device" || verdict=lost code=1
+    done <<END
+$(ours_by_use)
+END
+    [ "$verdict" != on ] || supervisor_lives || verdict=orphaned code=1
+    if [ -z "$devices" ] && [ -s "$records" ]; then
         verdict=interrupted code=1
+        # After `release all` the settings are still changed.
+        [ -n "$(ours)" ] || [ ! -e "$attached" ] || verdict=released code=3
     fi
     ask_server || answer=''
-    server=$(answered "$key_state")
+    server=$(answered state)
     if [ -n "$json" ]; then print_json; else print_text; fi
     return "$code"
 }
 
+swap_field() { # number of a field in device's line of /proc/swaps
+    swap_line "$device" | awk -v field="$1" '{ print $field }'
+}
+
+# Swap exports of the server that are no swap now.
+print_missing() {
+    [ -n "$answer" ] || return 0
+    swap_before=$devices
+    choose_missing all
+    printf '%s' "$missing"
+}
+
 print_text() {
     echo "swap      $verdict"
-    if [ -n "$size" ]; then
-        echo "device    $device   $(was_attached label) $(was_attached uuid)"
-        echo "size      $((size / 1024)) MiB, $((used / 1024)) MiB used, priority $swap_priority"
-    fi
+    [ -z "$devices" ] || echo "size      $((size_kib / 1024)) MiB, $((used_kib / 1024)) MiB used"
+    for device in $devices; do
+        device_facts "$device"
+        echo "device    $device   $export, $(($(swap_field 3) / 1024)) MiB, $(($(swap_field 4) / 1024)) MiB used, priority" \
+            "$(swap_field 5)   $used_label $uuid"
+        is_connected "$device" || echo "          the server of $device is gone and the pages in it are lost"
+    done
     case $verdict in
-    lost) echo '          its server is gone and the pages in it are lost; type: sudo vramblk-swap down, or reboot' ;;
+    lost) echo '          type: sudo vramblk-swap down, or reboot' ;;
     orphaned) echo '          its server has lost its supervisor; type: sudo vramblk-swap down, start the server, then up' ;;
     interrupted) echo '          vramblk-swap was interrupted; type: sudo vramblk-swap down' ;;
     esac
+    [ "$verdict" = off ] || print_missing | while IFS=$tab read -r kib _ name; do
+        echo "released  $name, $((kib / 1024)) MiB; to take it back: sudo vramblk-swap take all"
+    done
     if [ -z "$server" ] && [ -e "$root$status_socket" ] && [ ! -w "$root$status_socket" ]; then
         echo 'server    cannot be asked by this user; type: sudo vramblk-swap status'
     else
-        echo "server    ${server:-does not answer}${server:+, mode $(answered "$key_mode"), $(answered "$key_locked") bytes locked}"
+        echo "server    ${server:-does not answer}${server:+, mode $(answered mode), $(answered locked_bytes) bytes locked}"
     fi
     [ ! -s "$records" ] ||
         with_tabs <"$records" | awk -F "$tab" '$1 == "write" { print "changed   " $2 " to " $3 ", was " $4 }'
@@ -40,24 +65,54 @@ print_text() {
 
 quote_json() { printf '"%s"' "$(printf '%s' "$1" | sed 's/\\/\\\\/g; s/"/\\"/g')"; }
 number_json() { if is_count "${1#-}"; then printf '%s' "$1"; else printf null; fi; }
-text_json() { if [ -n "$1" ]; then quote_json "$1"; else printf null; fi; }
+text_json() { if [ -n "$1" ] && [ "$1" != - ]; then quote_json "$1"; else printf null; fi; }
 kib_json() { if is_count "$1"; then printf '%s' $(($1 * 1024)); else printf null; fi; }
 
+device_json() { # of device
+    device_facts "$device"
+    printf '"device": %s, "size_bytes": %s, "used_bytes": %s, "priority": %s, "label": %s, "uuid": %s' \
+        "$(text_json "$device")" "$(kib_json "$(swap_field 3)")" "$(kib_json "$(swap_field 4)")" \
+        "$(number_json "$(swap_field 5)")" "$(text_json "$used_label")" "$(text_json "$uuid")"
+}
+
+# The first keys are those of the first device, as they were when there was one only.
 print_json() {
-    printf '{"swap": "%s", "device": %s, "size_bytes": %s, "used_bytes": %s, "priority": %s, "label": %s, "uuid": %s, ' \
-        "$verdict" "$(text_json "$device")" "$(kib_json "$size")" "$(kib_json "$used")" \
-        "$(number_json "$swap_priority")" "$(text_json "$(was_attached label)")" "$(text_json "$(was_attached uuid)")"
-    printf '"server": {"state": %s, "mode": %s, "pid": %s, "locked_bytes": %s}, "changed": [' \
-        "$(text_json "$server")" "$(text_json "$(answered "$key_mode")")" "$(number_json "$(was_attached server_pid)")" \
-        "$(number_json "$(answered "$key_locked")")"
-    separator=''
-    if [ -s "$records" ]; then
-        with_tabs <"$records" | while IFS=$tab read -r kind path set_to was; do
-            [ "$kind" = write ] || continue
-            printf '%s{"path": %s, "value": %s, "was": %s}' "$separator" "$(quote_json "$path")" "$(quote_json "$set_to")" \
-                "$(quote_json "$was")"
+    device=${devices# } device=${device%% *} separator=''
+    printf '{"swap": "%s", ' "$verdict"
+    if [ -n "$device" ]; then
+        device_json
+    else
+        printf '"device": null, "size_bytes": null, "used_bytes": null, "priority": null, "label": null, "uuid": null'
+    fi
+    printf ', "total_bytes": %s, "total_used_bytes": %s, "devices": [' "$(kib_json "$size_kib")" "$(kib_json "$used_kib")"
+    for device in $devices; do
+        printf '%s{' "$separator"
+        device_json
+        printf ', "export": %s, "gpu": %s, "lost": %s}' "$(text_json "$export")" "$(text_json "$gpu")" \
+            "$(if is_connected "$device"; then printf false; else printf true; fi)"
+        separator=', '
+    done
+    printf '], "released": ['
+    print_missing | {
+        separator=''
+        while IFS=$tab read -r kib _ name; do
+            printf '%s{"export": %s, "size_bytes": %s}' "$separator" "$(text_json "$name")" "$(kib_json "$kib")"
             separator=', '
         done
+    }
+    printf '], "server": {"state": %s, "mode": %s, "pid": %s, "locked_bytes": %s}, "changed": [' \
+        "$(text_json "$server")" "$(text_json "$(answered mode)")" "$(number_json "$(was_attached server_pid)")" \
+        "$(number_json "$(answered locked_bytes)")"
+    if [ -s "$records" ]; then
+        with_tabs <"$records" | {
+            separator=''
+            while IFS=$tab read -r kind path set_to was; do
+                [ "$kind" = write ] || continue
+                printf '%s{"path": %s, "value": %s, "was": %s}' "$separator" "$(quote_json "$path")" \
+                    "$(quote_json "$set_to")" "$(quote_json "$was")"
+                separator=', '
+            done
+        }
     fi
     printf ']}\n'
 }

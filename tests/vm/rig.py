@@ -27,6 +27,10 @@ RAM_MIB = 224
 SWAP_MIB = 480
 #: Two more exports are slabs of 4 MiB each that cannot be swapped, and the clients are locked too.
 RAM_MIB_OF = {"hostile.sh": RAM_MIB + 2 * 28}
+#: Each of two slices can take what the other holds and what the filler still writes. A second export is 4 MiB of windows.
+SLICED_SWAP_MIB = 2 * SWAP_MIB
+RAM_MIB_OF |= {"slices.sh": RAM_MIB + 12, "yield.sh": RAM_MIB + 12, "auto.sh": RAM_MIB + 12}
+SWAP_MIB_OF = {"slices.sh": SLICED_SWAP_MIB, "yield.sh": SLICED_SWAP_MIB, "auto.sh": SLICED_SWAP_MIB}
 SILENCE_S = 400  # a server stopped for 45 s, or a case that verifies in silence on a machine with other work
 
 _STUCK = b"Possible stuck request"  # the nbd driver says so every 30 s for as long as it waits

@@ -14,6 +14,11 @@ import pytest
 from . import rig
 from .matrix import CONTROL_SILENCE_S
 
+#: Two slices: these repeat as often, at most ten times.
+SLICED = {
+    "slices.sh": "two slices under twice the RAM, one released in the middle and taken again",
+    "auto.sh": "auto gives slices back while free memory is short, and takes them when it is not",
+}
 REPEATS = int(os.environ.get("VRAMBLK_TEST_VM_REPEATS", "2"))
 CASES = {
     "refusals.sh": "what is missing is refused by name; up against servers that cannot be used",
@@ -23,6 +28,7 @@ CASES = {
     "write_errors.sh": "failed writes lose nothing",
     "read_errors.sh": "failed reads are SIGBUS, never wrong data",
     "worker.sh": "a dead worker: no wrong page, and none from a later server",
+    "yield.sh": "yield gives VRAM to a command, also one that fails, and takes it back",
     "down_refused.sh": "down refuses when memory cannot take it back",
     "checksum.sh": "a flipped bit is SIGBUS in the victim, never a wrong page",
     "crowd.sh": "where more is wanted than there is, the OOM killer passes the server over",
@@ -62,7 +68,20 @@ def test_twice_the_ram_without_a_mismatch(build: Path, repeat: int) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_case(build: Path, case: str) -> None:
     """See the head of each case for the promises that it checks."""
-    check(rig.run(case, build, ram_mib=rig.RAM_MIB_OF.get(case, rig.RAM_MIB)))
+    check(run_case(case, build))
+
+
+@pytest.mark.parametrize("repeat", range(max(1, REPEATS // 2)))
+@pytest.mark.parametrize("case", SLICED)
+def test_slices_under_pressure(build: Path, case: str, repeat: int) -> None:
+    """Release, take and auto lose no page, whatever the pressure."""
+    check(run_case(case, build))
+
+
+def run_case(case: str, build: Path) -> rig.Result:
+    return rig.run(
+        case, build, ram_mib=rig.RAM_MIB_OF.get(case, rig.RAM_MIB), swap_mib=rig.SWAP_MIB_OF.get(case, rig.SWAP_MIB)
+    )
 
 
 def run_control(build: Path, without: str) -> rig.Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -12,8 +11,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from vramblk.observer import flat
 
 SCRIPT = Path(__file__).resolve().parents[3] / "host" / "vramblk-swap"
 LIBRARY = SCRIPT.parent / "lib"
@@ -44,18 +46,23 @@ modprobe)
     case $1 in
     -r)
         if cat "$t"/sys/block/nbd*/pid >/dev/null 2>&1; then echo 'nbd is in use' >&2; exit 1; fi
-        rm -rf "$t/sys/module/nbd" "$t/sys/block/nbd0" "$t/sys/block/nbd1" ;;
+        rm -rf "$t/sys/module/nbd" "$t"/sys/block/nbd? ;;
     *) "$STUB_HOME/make-devices" ;;
     esac ;;
 nbd-client)
     case $1 in
-    -d) rm -rf "$t/sys/block/${2#/dev/}/pid" "$t/proc/77"; echo 0 >"$t/sys/block/${2#/dev/}/size" ;;
+    -d) rm -rf "$t/sys/block/${2#/dev/}/pid" "$t/proc/$((77 + ${2#/dev/nbd}))"; echo 0 >"$t/sys/block/${2#/dev/}/size" ;;
     *)
-        echo 77 >"$t/sys/block/${3#/dev/}/pid"
-        mkdir -p "$t/proc/77"
-        printf '%s\0' @bd-client "$@" >"$t/proc/77/cmdline"
-        echo "Uid: 0 0 0 0" >"$t/proc/77/status"
-        [ ! -e "$STUB_HOME/no-oom-score" ] || mkdir "$t/proc/77/oom_score_adj"
+        if [ -e "$STUB_HOME/refused" ] && grep -qx -- "$5" "$STUB_HOME/refused"; then
+            echo 'nbd-client: the export needs 1 GiB more memory' >&2
+            exit 1
+        fi
+        pid=$((77 + ${3#/dev/nbd}))
+        echo "$pid" >"$t/sys/block/${3#/dev/}/pid"
+        mkdir -p "$t/proc/$pid"
+        printf '%s\0' @bd-client "$@" >"$t/proc/$pid/cmdline"
+        echo "Uid: 0 0 0 0" >"$t/proc/$pid/status"
+        [ ! -e "$STUB_HOME/no-oom-score" ] || mkdir "$t/proc/$pid/oom_score_adj"
         [ -e "$STUB_HOME/no-size" ] || echo 2097152 >"$t/sys/block/${3#/dev/}/size" ;;
     esac ;;
 swapon)
@@ -63,7 +70,7 @@ swapon)
 swapoff)
     sed -i "\#^$1 #d" "$t/proc/swaps"
     [ ! -e "$STUB_HOME/swapoff-killed" ] || exit 137 ;;
-curl) cat "$STUB_HOME/status.json" ;;
+curl) cat "$STUB_HOME/status.env" ;;
 systemd-run)
     while [ "$1" != -- ]; do shift; done
     shift
@@ -94,7 +101,7 @@ esac
 _DEVICES = r"""#!/bin/sh
 t=$VRAMBLK_TEST_ROOT
 mkdir -p "$t/sys/module/nbd"
-for n in 0 1; do
+for n in 0 1 2 3; do
     mkdir -p "$t/sys/block/nbd$n/queue"
     echo 0 >"$t/sys/block/nbd$n/size"
     echo 128 >"$t/sys/block/nbd$n/queue/read_ahead_kb"
@@ -107,6 +114,7 @@ _STUBS = (
 )  # fmt: skip
 
 MEGABYTE_KIB = 1024
+GPU = "0000:01:00.0"
 
 
 @dataclass
@@ -157,11 +165,20 @@ class Host:
         return [line for line in lines if not line.startswith(looks)]
 
     def status(self, **changes: object) -> None:
-        answer = {
-            "state": "ready", "mode": "swap", "pid": 1, "locked_bytes": 120 << 20,
-            "exports": [{"name": "a \"quoted\" name", "state": "ready for nothing", "size_bytes": 1 << 30}],
+        """What the server answers, by its own code."""
+        answer: dict[str, Any] = {
+            "state": "ready", "mode": "swap", "pid": 1, "locked_bytes": 120 << 20, "swap_preconditions": [], "gpus": [],
+            "exports": ["vram"], **changes,
         }  # fmt: skip
-        (self.home / "status.json").write_text(json.dumps({**answer, **changes}))
+        answer["exports"] = [
+            {
+                "name": "", "mode": "swap", "size_bytes": 1 << 30, "read_only": False, "held": False,
+                "missing_bytes": None, "written_bytes": 0, "device": {"pci": GPU},
+                **({"name": each} if isinstance(each, str) else each),
+            }
+            for each in answer["exports"]
+        ]  # fmt: skip
+        (self.home / "status.env").write_text(flat.lines(answer))
 
     def state(self) -> dict[str, str]:
         """Every file of the machine, apart from the lock."""

@@ -34,6 +34,9 @@ def test_install_and_its_undo(tmp_path: Path) -> None:
         "etc/default/vramblk",
         "etc/systemd/system/vramblk-swap.service",
         "etc/systemd/system/vramblk-swap-sleep.service",
+        "etc/systemd/system/vramblk-swap-auto.service",
+        "usr/local/share/doc/vramblk-swap/vramblk-swap.sudoers",
+        "usr/local/share/doc/vramblk-swap/50-vramblk-swap.rules",
     }
     assert os.access(tmp_path / "usr/local/sbin/vramblk-swap", os.X_OK)
     script = tmp_path / "usr/local/sbin/vramblk-swap"
@@ -132,6 +135,23 @@ def test_a_running_host_without_docker_gets_a_unit_that_can_start(tmp_path: Path
     assert f"disable {units}" in (tmp_path / "calls").read_text()
 
 
+def test_the_auto_unit_cannot_stall_and_is_enabled_by_its_user_only(tmp_path: Path) -> None:
+    install(tmp_path, "install")
+    unit = lines(tmp_path, "vramblk-swap-auto.service")
+    assert {"MemorySwapMax=0", "OOMScoreAdjust=-1000", "After=vramblk-swap.service", "Restart=always"} <= set(unit)
+    assert "ExecStart=/usr/local/sbin/vramblk-swap auto" in unit
+
+
+def test_the_examples_allow_exactly_what_yield_runs(tmp_path: Path) -> None:
+    install(tmp_path, "install", "/opt/vramblk")
+    examples = tmp_path / "opt/vramblk/share/doc/vramblk-swap"
+    calls = [f"/opt/vramblk/sbin/vramblk-swap {words} all" for words in ("release", "take")]
+    assert f"NOPASSWD: {', '.join(calls)}\n" in (examples / "vramblk-swap.sudoers").read_text()
+    assert f'allowed = ["{calls[0]}", "{calls[1]}"];' in (examples / "50-vramblk-swap.rules").read_text()
+    if visudo := shutil.which("visudo", path=f"{os.environ['PATH']}:/usr/sbin"):
+        subprocess.run([visudo, "-cf", examples / "vramblk-swap.sudoers"], check=True)
+
+
 def test_the_sleep_unit_is_required_by_every_way_to_sleep(tmp_path: Path) -> None:
     """Promise 20: its failure fails the sleep."""
     install(tmp_path, "install")
@@ -148,7 +168,7 @@ def test_the_sleep_unit_is_required_by_every_way_to_sleep(tmp_path: Path) -> Non
     assert "ExecStop=/usr/local/sbin/vramblk-swap wake" in unit
 
 
-@pytest.mark.parametrize("unit", ["vramblk-swap.service", "vramblk-swap-sleep.service"])
+@pytest.mark.parametrize("unit", ["vramblk-swap.service", "vramblk-swap-sleep.service", "vramblk-swap-auto.service"])
 def test_systemd_reads_the_units(tmp_path: Path, unit: str) -> None:
     """By its own checker where there is one."""
     known = {"Unit", "Service", "Install"}

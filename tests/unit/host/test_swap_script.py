@@ -94,7 +94,7 @@ def make_fail(host: Host, point: str) -> dict[str, str]:
     if point == "no devices":
         make.write_text('#!/bin/sh\nmkdir -p "$VRAMBLK_TEST_ROOT/sys/module/nbd"\n')
     elif point == "no free device":
-        make.write_text(make.read_text() + 'for n in 0 1; do echo 8 >"$t/sys/block/nbd$n/size"; done\n')
+        make.write_text(make.read_text() + 'for n in 0 1 2 3; do echo 8 >"$t/sys/block/nbd$n/size"; done\n')
     elif point == "named device":
         return {"VRAMBLK_NBD_DEVICE": "/dev/nbd7"}
     elif point.startswith("/sys/block"):
@@ -444,7 +444,7 @@ def test_named_device(host: Host) -> None:
     host.run("down")
     missing = host.run("up", VRAMBLK_NBD_DEVICE="/dev/nbd7")
     assert missing.returncode == 1
-    assert "/dev/nbd7 (VRAMBLK_NBD_DEVICE) does not exist: there are 2 NBD devices" in missing.stderr
+    assert "/dev/nbd7 (VRAMBLK_NBD_DEVICE) does not exist: there are 4 NBD devices" in missing.stderr
 
 
 def test_a_named_device_in_use_is_refused_with_what_uses_it(host: Host) -> None:
@@ -464,10 +464,10 @@ def test_a_named_device_in_use_is_refused_with_what_uses_it(host: Host) -> None:
 
 def test_no_free_device_is_said(host: Host) -> None:
     load_module(host)
-    for number in (0, 1):
+    for number in range(4):
         host.write(f"/sys/block/nbd{number}/pid", "99\n")
     result = host.run("up")
-    assert result.returncode == 1 and "none of the 2 NBD devices is free" in result.stderr
+    assert result.returncode == 1 and "none of the 4 NBD devices is free" in result.stderr
 
 
 def test_a_device_in_use_is_passed_over(host: Host) -> None:
