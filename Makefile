@@ -1,4 +1,5 @@
-# Every target sets up what it needs. Variables: PYTHON (3.11 or later), VENV, ARGS (options of `make run`).
+# Every target sets up what it needs. Variables: PYTHON (3.11 or later), VENV, ARGS (options of `make run` and
+# `make bench`); SWAP=1 and FORCE=1, which deploy/up.sh explains.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
@@ -13,16 +14,24 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: help install run up down logs status monitoring exporter monitoring-down install-host uninstall-host test test-unit test-wire test-page test-container test-vm test-oclgrind test-intel-cpu test-qemu test-gpu lint dist bench
 
 help:
-	@echo "make install    $(VENV) with $(BIN)/vramblk in it, CPU OpenCL included; man page, completions: $(VENV)/share"
-	@echo "make run        serve VRAM, or 512M of RAM where there is no GPU, on 127.0.0.1:10809 (ARGS='--size 1G')"
-	@echo "make up         the container: build, start, wait until healthy; also make down, make logs, make status"
-	@echo "make up SWAP=1  the container in swap mode, then swap on; make down takes swap off first (both need root)"
-	@echo "make monitoring Prometheus and Grafana beside the container, in swap mode too; also exporter, monitoring-down"
+	@echo "make install    create $(VENV) with $(BIN)/vramblk, CPU OpenCL, man page and completions ($(VENV)/share)"
+	@echo "make run        serve VRAM on 127.0.0.1:10809; without a GPU, 512M of RAM (options: ARGS='--size 1G')"
+	@echo
+	@echo "With Docker:"
+	@echo "make up         build the image, start the server, wait until it is healthy, print how to connect"
+	@echo "make up SWAP=1  the same in swap mode, then turn swap on (needs root)"
+	@echo "make status     what the server in the container reports; make logs: its log"
+	@echo "make down       turn swap off if it is on, then stop the server and remove the container"
+	@echo "                make up and make down refuse to lose data or cut off clients; FORCE=1 allows it"
+	@echo "make monitoring Prometheus and Grafana beside the container; make exporter: the metrics page only;"
+	@echo "                make monitoring-down: stop both"
+	@echo
 	@echo "make install-host, make uninstall-host   vramblk-swap, its man page and systemd units (as root; DESTDIR)"
-	@echo "make test       every test that this machine can run; test-unit, -wire, -page, -container, -vm, -gpu: one group"
-	@echo "make test-oclgrind  the kernels on a simulator that finds bad accesses and races: all of it, make test a part"
-	@echo "make test-intel-cpu  Intel's OpenCL for processors (700 MB from PyPI); not part of make test"
-	@echo "make test-qemu  a Debian machine with systemd and Docker that swaps; not part of make test"
+	@echo
+	@echo "For contributors:"
+	@echo "make test       every group of tests that this machine can run: about 90 minutes (CONTRIBUTING.md lists the groups)"
+	@echo "make test-GROUP one group: unit, wire, page, container, vm, gpu; with more cases than in make test: vm, oclgrind;"
+	@echo "                not in make test: qemu (a Debian machine that swaps), intel-cpu (700 MB from PyPI)"
 	@echo "make lint       ruff, mypy --strict, import contracts, generated files, zizmor, shellcheck"
 	@echo "make dist       source distribution, and a wheel for the Python of $(VENV), in dist"
 	@echo "make bench      the fio table"

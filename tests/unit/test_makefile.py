@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,19 @@ def test_install_in_a_fresh_checkout_has_a_rule_for_each_file_it_needs(tmp_path:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "build_ext" in done.stdout
+
+
+def test_help_names_every_target() -> None:
+    """Groups of tests by their own names."""
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-f", ROOT / "Makefile", "PYTHON=python3"],
+        cwd=ROOT, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (targets,) = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = set(re.findall(r"[a-z]+(?:-[a-z]+)*", done.stdout))
+    assert {target.removeprefix("test-") for target in targets.split()} - named == {"help"}
+    assert max(map(len, done.stdout.splitlines())) <= 120
 
 
 def answer(*devices: str) -> str:
