@@ -155,6 +155,14 @@ def test_nvidia_reserves_the_device(render):
     assert device["count"] in (-1, "all")
 
 
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_one_export_for_each_of_all_gpus(render, vendor):
+    """The vendors' files pass every GPU in, and the server is told to use them all."""
+    environment = render(vendor, dotenv="VRAMBLK_DEVICE=all\nVRAMBLK_SIZE=50%\n")["environment"]
+    assert environment["VRAMBLK_DEVICE"] == "all"
+    assert environment["VRAMBLK_SIZE"] == "50%"
+
+
 def test_nvidia_for_the_old_runtime(render):
     service = render("nvidia-runtime")
     assert service["runtime"] == "nvidia"
