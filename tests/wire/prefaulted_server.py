@@ -24,9 +24,9 @@ FORBIDDEN = (
     "mmap.__new__",
 )
 
+report = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 prefault_pages = prefault.prefault
 watched: list[int] = []
-report = -1
 
 
 def listen(event: str, arguments: tuple[Any, ...]) -> None:
@@ -35,9 +35,6 @@ def listen(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def prefault_and_watch(*arguments: Any) -> None:
-    global report
-    # In each process anew: a child closes what was open when the server was started.
-    report = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     if sys.argv[2] == "prefaulted":
         prefault_pages(*arguments)
     watched[:] = [os.getpid()]

@@ -35,7 +35,7 @@ class Prepared:
     Attributes:
         tls_files: as they were read at start; None with TLS off.
         sockets: bound; clients wait in their backlog.
-        inherited: what whoever has started this process had open, by descriptor; see ``proc.open_files``.
+        inherited: see ``proc.inherited_files``.
     """
 
     tls_files: TlsFiles | None
@@ -55,7 +55,7 @@ def prepared(settings: Settings, startup_warnings: Sequence[str] = ()) -> Iterat
     Raises:
         StartupError: it cannot be served.
     """
-    inherited = {descriptor: file for descriptor, file in proc.open_files().items() if descriptor > 2}
+    inherited = proc.inherited_files()
     require_ordered_stores()
     refuse_activation(os.environ)
     group = listeners.socket_group(os.environ)

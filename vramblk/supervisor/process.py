@@ -310,7 +310,7 @@ class Supervisor:
         found = [self._loop.descriptor, made.pipe.reader]
         for part in (made.manager, made.signals, made.sockets, self._engine, self._observer, self._workers):
             found += part.descriptors()
-        open_now = proc.open_files() if made.inherited else {}
+        open_now = proc.inherited_files() if made.inherited else {}
         found += [number for number, file in made.inherited.items() if open_now.get(number) == file]
         return [descriptor for descriptor in found if descriptor >= 0]
 

@@ -157,14 +157,19 @@ def alive(pid: int) -> bool:
         return False
 
 
-def open_files() -> dict[int, tuple[int, int]]:
-    """This process's descriptors, each with device and inode; none without /proc."""
+def inherited_files() -> dict[int, tuple[int, int]]:
+    """Descriptors that whoever has started this program left open, with device and inode; none without /proc.
+
+    What Python opens is closed by exec, so these are the others, but for stdin, stdout and stderr.
+    """
     found: dict[int, tuple[int, int]] = {}
     with suppress(OSError):
         for name in os.listdir("/proc/self/fd"):
             with suppress(OSError):  # that of the listing itself
-                status = os.fstat(int(name))
-                found[int(name)] = status.st_dev, status.st_ino
+                number = int(name)
+                if number > 2 and os.get_inheritable(number):
+                    status = os.fstat(number)
+                    found[number] = status.st_dev, status.st_ino
     return found
 
 
