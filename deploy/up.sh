@@ -44,7 +44,9 @@ up() {
             'VRAMBLK_SIZE=1G make up'
     forced || true
     patience_s=$(setting VRAMBLK_UP_TIMEOUT)
-    case $patience_s in *[!0-9]* | 0?*) fail 2 "VRAMBLK_UP_TIMEOUT=$patience_s: allowed is a whole number of seconds" ;; esac
+    case $patience_s in
+        *[!0-9]* | 0?*) fail 2 "VRAMBLK_UP_TIMEOUT=$patience_s; allowed: a whole number of seconds, such as 120" ;;
+    esac
     old=$(live_container)
     require_state "$old"
     choose_files "$old"

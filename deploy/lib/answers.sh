@@ -63,7 +63,8 @@ mode_of() { ask_server "$1" 'status.get("mode", "")'; }
 # container has an environment.
 is_swap() {
     variables=$(environment_of "$1")
-    [ -n "$variables" ] || fail 1 "docker does not tell the mode of the container, so it is left alone; type: docker inspect $1"
+    [ -n "$variables" ] ||
+        fail 1 "docker does not report the container's mode, so nothing was changed; type: docker inspect $1"
     printf '%s\n' "$variables" | grep -qx 'VRAMBLK_MODE=swap' && return 0
     # A YAML file may set the mode.
     printf '%s\n' "$variables" | grep -q '^VRAMBLK_CONFIG=.' && [ "$(mode_of "$1")" = swap ]

@@ -16,8 +16,9 @@ tidy() {
 choose_base() {
     base_image=$(setting VRAMBLK_BASE)
     docker image inspect "$base_image" >/dev/null 2>&1 || get_base "$base_image"
-    digest=$(docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$base_image" | grep -m 1 '@sha256:') ||
-        return 0 # made here
+    # An image that was made here has no digest.
+    digest=$(docker image inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' "$base_image" |
+        grep -m 1 '@sha256:') || return 0
     VRAMBLK_BASE=$digest VRAMBLK_BASE_DIGEST=${digest#*@}
     export VRAMBLK_BASE VRAMBLK_BASE_DIGEST
     say "+ the base is $digest"
@@ -48,7 +49,7 @@ build() {
         stop_showing
         tail -n 30 "$log" >&2
         kept=$log log=''
-        fail 1 "the image cannot be built; all that the builder said: $kept"
+        fail 1 "the image cannot be built; the builder's whole output: $kept"
     fi
     stop_showing
     drop_log

@@ -14,7 +14,7 @@ choose_files() {
     case ${SWAP:-} in
         '' | 0) ;;
         1) asked=SWAP=1 && export VRAMBLK_MODE=swap ;;
-        *) fail 2 "SWAP=$SWAP: allowed are 1 and nothing" ;;
+        *) fail 2 "SWAP=$SWAP; allowed: 1, 0 or nothing" ;;
     esac
     files=$(given COMPOSE_FILE)
     if [ -z "$files" ]; then
@@ -58,9 +58,9 @@ add_tls_and_swap() {
         with_swap=yes
     elif swap_lives "$1"; then
         with_swap=yes
-        say '  swap mode stays, as swap is on or its server runs; to leave it: make down, then make up'
+        say '  swap mode stays, because swap is on or its server runs; to leave it: make down, then make up'
     elif [ "$files" != "$base" ]; then
-        say '  swap mode ends, as swap is off and its server does not run; to have it: make up SWAP=1'
+        say '  swap mode ends, because swap is off and its server does not run; to have it: make up SWAP=1'
     fi
     files=${base%:compose.tls.yaml}${with_tls:+:compose.tls.yaml}${with_swap:+:compose.swap.yaml}
 }
@@ -120,7 +120,7 @@ check_certificates() {
     if [ -d "$1" ] && ! [ -x "$1" ]; then return 0; fi
     for each in ca-cert.pem server-cert.pem server-key.pem; do
         [ -e "$1/$each" ] ||
-            fail 78 "TLS needs $1/$each, which is not there; VRAMBLK_TLS_DIR names the directory, and" \
-                'docs/guides/containers.md says what belongs in it'
+            fail 78 "TLS requires $1/$each, which does not exist; VRAMBLK_TLS_DIR names the directory, and" \
+                'docs/guides/containers.md lists its files'
     done
 }

@@ -62,7 +62,7 @@ lives() { case $(state_of "$1") in created | exited | dead | restarting) return 
 # No answer must not be taken for a server without swap.
 require_state() {
     if [ -n "$1" ] && [ -z "$(state_of "$1")" ]; then
-        fail 1 "docker does not tell the state of the container, so it is left alone; type: docker inspect $1"
+        fail 1 "docker does not report the container's state, so nothing was changed; type: docker inspect $1"
     fi
 }
 

@@ -96,7 +96,7 @@ keep() {
     case $value in
         # Compose 1.29 replaces ${NAME} and halves backslashes between single quotes too.
         *\'* | *\\* | *\$* | *"
-"*) say "  $1 is not remembered, as it holds a quote, a backslash, a dollar or a line break; write it to .env" ;;
+"*) say "  $1 is not remembered, because it holds a quote, a backslash, a dollar or a line break; write it to .env" ;;
         *[!A-Za-z0-9/._-]*) add_line "$1='$value'" ;;
         *)
             [ "$1" != VRAMBLK_TLS_VERIFY_PEER ] || add_line "$tls_mark$1=$value"
@@ -110,7 +110,7 @@ in_dotenv() { grep -Eq "^[[:space:]]*(export[[:space:]]+)?$1[[:space:]]*=" .env 
 # The line in .env may be an earlier `up`'s own, and serve more than what was typed now.
 say_that_it_is_not_kept() {
     stands=$(sed -nE "s/^[[:space:]]*(export[[:space:]]+)?$1[[:space:]]*=[[:space:]]*//p" .env | tail -n 1)
-    case $stands in "$2" | "'$2'" | "\"$2\"") ;; *) say "  $1=$2 holds for this time only; .env says otherwise" ;; esac
+    case $stands in "$2" | "'$2'" | "\"$2\"") ;; *) say "  $1=$2 holds for this run only; .env has another value" ;; esac
 }
 
 # A secret is not written to a file unasked. A comment records that there was one, and check_token looks for it.
@@ -124,6 +124,6 @@ token_is_expected() { grep -qxF "$token_mark" .env 2>/dev/null; }
 check_token() {
     token_is_expected || return 0
     [ -z "$(given VRAMBLK_METRICS_TOKEN)$(given VRAMBLK_METRICS_TOKEN_FILE)" ] || return 0
-    fail 2 'VRAMBLK_METRICS_TOKEN was set once and is not now, so everybody could read the metrics; set it again, best in' \
-        '.env; to do without it, delete the line about it from .env'
+    fail 2 'VRAMBLK_METRICS_TOKEN was set at an earlier make up and is not set now, so everybody could read the metrics; set' \
+        'it again, best in .env; to do without it, delete the line about it from .env'
 }

@@ -17,7 +17,7 @@ wait_until_healthy() {
         sleep 1
     done
     line=$(docker_in_time logs --tail 1 "$1" 2>&1 | first_line)
-    printf '%s\n' "${line:-the server has written nothing; its container: $state}" >&2
+    printf '%s\n' "${line:-the server has logged nothing; state and restarts of its container: $state}" >&2
     stop_what_was_started "$1" "$3" 'the server does not become healthy'
     fail 1 'the server does not become healthy; the container is stopped; more: make logs'
 }

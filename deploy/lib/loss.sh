@@ -6,7 +6,7 @@ forced() {
     case ${FORCE:-} in
         '' | 0) return 1 ;;
         1) return 0 ;;
-        *) fail 2 "FORCE=$FORCE: allowed are 1 and nothing" ;;
+        *) fail 2 "FORCE=$FORCE; allowed: 1, 0 or nothing" ;;
     esac
 }
 
@@ -14,7 +14,7 @@ forced() {
 refuse_with_clients() {
     attached=${2% *}
     if [ -z "$2" ] && is_swap "$1"; then
-        fail 1 "the swap server does not say whether clients are attached; $3 refused; type: vramblk-swap status"
+        fail 1 "the swap server does not report whether clients are attached; $3 refused; type: vramblk-swap status"
     elif [ "${attached:-0}" != 0 ] && is_swap "$1"; then
         fail 1 "clients are attached ($attached) and swap may be live; $3 refused; type first: sudo vramblk-swap down"
     elif [ "${attached:-0}" != 0 ] && ! forced; then

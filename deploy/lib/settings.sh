@@ -35,7 +35,7 @@ read_dotenv() {
 $dotenv" in
             *"
 $each="*) ;;
-            *) fail 2 "Compose does not say what $each is in .env; write it there as one line of plain text" ;;
+            *) fail 2 "Compose does not report the value of $each in .env; write it there as one line of plain text" ;;
         esac
     done
 }

@@ -40,7 +40,8 @@ start_unit() {
 
 # The unit ends after swap: left active, it would wait for the container at the next restart of dockerd.
 take_swap_off() {
-    host_script down || fail 1 'swap cannot be taken off, so the container is not stopped; see: sudo host/vramblk-swap status'
+    host_script down ||
+        fail 1 'swap cannot be taken off, so the container is not stopped; see: sudo host/vramblk-swap status'
     if systemctl is-active --quiet "$swap_unit" 2>/dev/null; then
         as_root systemctl stop "$swap_unit" ||
             fail 1 "swap is off, but $swap_unit does not stop; see: systemctl status $swap_unit"

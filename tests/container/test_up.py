@@ -188,7 +188,7 @@ def test_up_tells_of_a_taken_port_before_it_builds(clone):
 def test_tls_after_a_plain_up(clone):
     """The container then wants TLS of every client, and a plain `make up` does not take that away."""
     clone.make("up")
-    assert "TLS needs ./tls/ca-cert.pem" in clone.make("up", check=False, VRAMBLK_TLS="require").stderr
+    assert "TLS requires ./tls/ca-cert.pem" in clone.make("up", check=False, VRAMBLK_TLS="require").stderr
     (clone.directory / "tls").mkdir()
     docker.run(
         "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",

@@ -638,7 +638,7 @@ def test_what_is_no_protection_is_not_written(host):
     assert host.run(**typed).returncode == 0
     assert set(host.dotenv) == {"COMPOSE_FILE"}
     done = host.run(VRAMBLK_CONFIG="/it's.yaml")
-    assert done.returncode == 0 and "VRAMBLK_CONFIG is not remembered, as it holds a quote" in done.stdout
+    assert done.returncode == 0 and "VRAMBLK_CONFIG is not remembered, because it holds a quote" in done.stdout
     assert "VRAMBLK_CONFIG" not in host.dotenv
 
 
@@ -654,8 +654,8 @@ def test_what_compose_would_read_otherwise_is_not_written(host, value):
 def test_a_protection_that_the_dotenv_file_contradicts_is_said_to_be_for_once(host, line):
     """The line may be one that an earlier `make up` wrote, and the next one goes by it again."""
     host.write("clone/.env", f"{line}\n")
-    assert "VRAMBLK_LISTEN_ADDR=unix:/a holds for this time only" in host.run(VRAMBLK_LISTEN_ADDR="unix:/a").stdout
-    assert "for this time only" not in host.run(VRAMBLK_LISTEN_ADDR="0.0.0.0:10809").stdout
+    assert "VRAMBLK_LISTEN_ADDR=unix:/a holds for this run only" in host.run(VRAMBLK_LISTEN_ADDR="unix:/a").stdout
+    assert "for this run only" not in host.run(VRAMBLK_LISTEN_ADDR="0.0.0.0:10809").stdout
 
 
 def test_that_clients_need_a_certificate_is_remembered(host):
@@ -696,7 +696,7 @@ def test_a_token_that_was_typed_once_is_missed(host):
     assert done.returncode == 0, done.stderr
     text = (host.directory / "clone/.env").read_text()
     assert "s3cret" not in text + done.stdout
-    refused(host.run(), 2, "VRAMBLK_METRICS_TOKEN was set once and is not now")
+    refused(host.run(), 2, "VRAMBLK_METRICS_TOKEN was set at an earlier make up and is not set now")
     assert host.run(VRAMBLK_METRICS_TOKEN="s3cret").returncode == 0
     assert (host.directory / "clone/.env").read_text() == text
     host.write("clone/.env", f"{text}VRAMBLK_METRICS_TOKEN=s3cret\n")
@@ -721,11 +721,11 @@ def test_tls_stands_before_swap(gpu_host):
 @pytest.mark.parametrize("dotenv", ["", "COMPOSE_FILE=compose.yaml:compose.tls.yaml\n"])
 def test_tls_without_certificates_is_refused_before_anything_is_written(host, dotenv):
     host.write("clone/.env", dotenv)
-    refused(host.run(VRAMBLK_TLS="require"), 78, "TLS needs ./tls/ca-cert.pem")
+    refused(host.run(VRAMBLK_TLS="require"), 78, "TLS requires ./tls/ca-cert.pem")
     host.certificates("clone/elsewhere")
     (host.directory / "clone/elsewhere/server-key.pem").unlink()
     done = host.run(VRAMBLK_TLS="require", VRAMBLK_TLS_DIR="elsewhere")
-    refused(done, 78, "elsewhere/server-key.pem, which is not there; VRAMBLK_TLS_DIR names the directory")
+    refused(done, 78, "elsewhere/server-key.pem, which does not exist; VRAMBLK_TLS_DIR names the directory")
     assert "docs/guides/containers.md" in done.stderr
     assert (host.directory / "clone/.env").read_text() == dotenv
     assert "build" not in host.calls
@@ -799,7 +799,7 @@ def test_a_build_that_fails_leaves_its_log(host):
     assert done.stderr.splitlines()[0] == "line 71."
     assert (
         done.stderr.splitlines()[-1]
-        == f"vramblk: the image cannot be built; all that the builder said: {log}"
+        == f"vramblk: the image cannot be built; the builder's whole output: {log}"
     )
     assert len(log.read_text().splitlines()) == 100
     assert host.dotenv == {}
@@ -868,7 +868,7 @@ def test_a_server_that_is_slow_to_start_is_left_running(host):
 
 @pytest.mark.parametrize("value", ["long", "1.5", "-1", "010"])
 def test_a_bad_time_to_wait(host, value):
-    refused(host.run(VRAMBLK_UP_TIMEOUT=value), 2, f"VRAMBLK_UP_TIMEOUT={value}: allowed is a whole number")
+    refused(host.run(VRAMBLK_UP_TIMEOUT=value), 2, f"VRAMBLK_UP_TIMEOUT={value}; allowed: a whole number of seconds, such as 120")
 
 
 def test_a_server_is_stopped_with_a_reason_even_if_it_wrote_none(host):
@@ -876,7 +876,7 @@ def test_a_server_is_stopped_with_a_reason_even_if_it_wrote_none(host):
     host.write("wordless")
     done = host.run()
     assert done.returncode == 1
-    assert done.stderr.startswith("the server has written nothing; its container: exited 0\n")
+    assert done.stderr.startswith("the server has logged nothing; state and restarts of its container: exited 0\n")
 
 
 def test_a_healthy_server_that_was_once_restarted_is_not_stopped(host):
@@ -1025,7 +1025,7 @@ def test_down_does_not_lose_data_unless_forced(changed):
         "to lose it: make down FORCE=1\n",
     )  # fmt: skip
     assert "compose down" not in changed.calls
-    refused(changed.run("down", FORCE="yes"), 2, "FORCE=yes: allowed are 1 and nothing")
+    refused(changed.run("down", FORCE="yes"), 2, "FORCE=yes; allowed: 1, 0 or nothing")
     assert changed.run("down", FORCE="1").returncode == 0
     assert "compose down" in changed.calls
 
@@ -1105,7 +1105,7 @@ def test_force_does_not_touch_live_swap(changed, command):
 
 
 def test_force_with_another_value_is_refused(changed):
-    refused(changed.run(FORCE="yes"), 2, "FORCE=yes: allowed are 1 and nothing")
+    refused(changed.run(FORCE="yes"), 2, "FORCE=yes; allowed: 1, 0 or nothing")
 
 
 @pytest.mark.parametrize("status", ['{"connections": []}', "no answer"])
@@ -1299,7 +1299,7 @@ def test_a_container_whose_mode_is_not_told_is_not_taken_for_a_scratch_server(ch
     """FORCE=1 gives up data and clients, never live swap."""
     changed.write("env", "")
     changed.write("status", '{"connections": [1]}')
-    refused(changed.run(command, FORCE="1"), 1, "docker does not tell the mode of the container")
+    refused(changed.run(command, FORCE="1"), 1, "docker does not report the container's mode")
     assert "compose down" not in changed.calls and "compose up" not in changed.calls
 
 
@@ -1353,9 +1353,9 @@ def test_down_takes_swap_off_where_the_mode_is_not_told(host):
 def test_down_stops_no_container_whose_state_is_not_told(host):
     host.write("container", "container-id\n")
     host.write("silent")
-    refused(host.run("down"), 1, "does not tell the state")
+    refused(host.run("down"), 1, "does not report the container's state")
     assert "compose down" not in host.calls
-    refused(host.run("up"), 1, "does not tell the state")
+    refused(host.run("up"), 1, "does not report the container's state")
     assert "compose up" not in host.calls
 
 
@@ -1431,7 +1431,7 @@ def test_monitoring_is_not_open_beside_a_server_that_asks_for_a_token(host):
     assert "s3cret" not in done.stderr and not open_up() and not open_up("exporter")
     assert host.run("exporter", **text).returncode == 0
     assert open_up("exporter"), "Compose passes the variable on"
-    refused(host.run("exporter"), 2, "VRAMBLK_METRICS_TOKEN was set once and is not now")
+    refused(host.run("exporter"), 2, "VRAMBLK_METRICS_TOKEN was set at an earlier make up and is not set now")
 
 
 @pytest.mark.parametrize("variable", ["VRAMBLK_METRICS_TOKEN=s3cret", "VRAMBLK_METRICS_TOKEN_FILE=/run/secrets/mine"])

@@ -288,7 +288,7 @@ def test_on_cpu(tmp_path: Path, files: str, device: str, answer: str) -> None:
 def test_certificates(tmp_path: Path) -> None:
     for name in ("ca-cert.pem", "server-cert.pem"):
         make(tmp_path, f"tls/{name}")
-    refuses(tmp_path, "check_certificates ./tls", 78, "TLS needs ./tls/server-key.pem, which is not there")
+    refuses(tmp_path, "check_certificates ./tls", 78, "TLS requires ./tls/server-key.pem, which does not exist")
     make(tmp_path, "tls/server-key.pem")
     assert prints(tmp_path, "check_certificates ./tls") == ""
 
@@ -405,7 +405,7 @@ def test_is_swap(tmp_path: Path, environment: str, mode: str, answer: str) -> No
 
 
 def test_is_swap_without_an_answer_of_docker(tmp_path: Path) -> None:
-    refuses(tmp_path, "environment_of() { :; }; if is_swap id; then :; fi", 1, "does not tell the mode")
+    refuses(tmp_path, "environment_of() { :; }; if is_swap id; then :; fi", 1, "does not report the container's mode")
 
 
 SCRATCH, SWAP = "is_swap() { return 1; }; ", "is_swap() { :; }; "
@@ -423,8 +423,8 @@ SCRATCH, SWAP = "is_swap() { return 1; }; ", "is_swap() { :; }; "
         (SCRATCH, "", "1", ""),
         (SWAP, "0 8192", "", ""),
         (SWAP, "1 0", "1", "clients are attached (1) and swap may be live"),
-        (SWAP, "", "1", "the swap server does not say whether clients are attached"),
-        (SCRATCH, "2 0", "yes", "FORCE=yes: allowed are 1 and nothing"),
+        (SWAP, "", "1", "the swap server does not report whether clients are attached"),
+        (SCRATCH, "2 0", "yes", "FORCE=yes; allowed: 1, 0 or nothing"),
     ],
 )  # fmt: skip
 def test_refuse_to_stop(tmp_path: Path, server: str, held: str, force: str, words: str) -> None:
@@ -444,7 +444,7 @@ def test_refuse_to_stop(tmp_path: Path, server: str, held: str, force: str, word
         (SCRATCH, "", "", "does not answer, so it may hold data; replacing it (SIZE) refused"),
         (SCRATCH, "1 4096", "1", ""),
         (SWAP, "1 0", "1", "clients are attached (1) and swap may be live"),
-        (SWAP, "", "1", "the swap server does not say whether clients are attached"),
+        (SWAP, "", "1", "the swap server does not report whether clients are attached"),
     ],
 )  # fmt: skip
 def test_refuse_to_replace(tmp_path: Path, server: str, held: str, force: str, words: str) -> None:
