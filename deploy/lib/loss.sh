@@ -14,9 +14,9 @@ forced() {
 refuse_with_clients() {
     attached=${2% *}
     if [ -z "$2" ] && is_swap "$1"; then
-        fail 1 "the swap server does not report whether clients are attached; $3 refused; type: vramblk-swap status"
+        fail 1 "the swap server does not report whether clients are attached; $3 refused; type: sudo host/vramblk-swap status"
     elif [ "${attached:-0}" != 0 ] && is_swap "$1"; then
-        fail 1 "clients are attached ($attached) and swap may be live; $3 refused; type first: sudo vramblk-swap down"
+        fail 1 "clients are attached ($attached) and swap may be live; $3 refused; type first: sudo host/vramblk-swap down"
     elif [ "${attached:-0}" != 0 ] && ! forced; then
         fail 1 "clients are attached ($attached); $3 refused; detach them (nbd-client -d); to cut them off:" \
             "make $4 FORCE=1"
