@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -614,6 +615,19 @@ def test_log_pipe_never_blocks() -> None:
     finally:
         os.close(pipe.reader)
         os.close(pipe.writer)
+
+
+def test_each_child_finds_the_log_as_large_as_it_was_made(nursery: Nursery) -> None:
+    """One that was taken over can make the pipe small, and nobody else's lines would find room."""
+    as_made = fcntl.fcntl(nursery.pipe.writer, fcntl.F_GETPIPE_SZ)
+
+    def body() -> int:
+        return fcntl.fcntl(nursery.pipe.writer, fcntl.F_SETPIPE_SZ, 4096) - 4096
+
+    assert nursery.wait(nursery.fork(body)) == 0
+    assert fcntl.fcntl(nursery.pipe.writer, fcntl.F_GETPIPE_SZ) == 4096
+    assert nursery.wait(nursery.fork(lambda: 0)) == 0
+    assert fcntl.fcntl(nursery.pipe.writer, fcntl.F_GETPIPE_SZ) == as_made
 
 
 def test_a_child_makes_the_log_block_for_nobody_else(nursery: Nursery) -> None:

@@ -27,14 +27,18 @@ class LogPipe:
         self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
         self._verbose = verbose
         os.set_blocking(self.writer, False)
+        self._enlarge()
+
+    def channel(self, on_drop: Callable[[], None]) -> Channel:
+        """How a process logs into the pipe; ``on_drop`` is called for each line that did not go in."""
+        self._enlarge()  # one that was taken over may have made it small
+        return Channel(self.writer, not logs.stdout_is_terminal(), self._verbose, on_drop)
+
+    def _enlarge(self) -> None:
         try:
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _BYTES)
         except OSError:
             pass  # a smaller one only drops earlier
-
-    def channel(self, on_drop: Callable[[], None]) -> Channel:
-        """How a process logs into the pipe; ``on_drop`` is called for each line that did not go in."""
-        return Channel(self.writer, not logs.stdout_is_terminal(), self._verbose, on_drop)
 
     def flush(self) -> None:
         """Close it, and write what the observer has left to stdout, as far as that takes it in time."""
