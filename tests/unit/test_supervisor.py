@@ -105,6 +105,20 @@ def test_end_of_a_child_is_told_with_its_status(nursery: Nursery) -> None:
     assert nursery.ended == [child]
 
 
+def test_children_that_end_without_end_leave_others_their_turn(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process can make children of its parent's faster than they are reaped (CLONE_PARENT)."""
+    monkeypatch.setattr("vramblk.supervisor.children.MOST_REAPED", 2)
+    all_of_them = [nursery.fork(lambda: 0) for _ in range(5)]
+    for child in all_of_them:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    nursery.signals.read()
+    nursery.table.reap()
+    assert len(nursery.ended) == 2
+    assert nursery.loop.until(lambda: len(nursery.ended) == 5, 10)
+
+
 def test_all_that_have_ended_are_known_before_any_consequence(nursery: Nursery) -> None:
     """When two have died, the first one's consequence already sees that the second is dead."""
     alive: list[list[bool]] = []

@@ -20,6 +20,8 @@ from ..system.cgroups import Kills
 
 #: Exit status of a child that ends by an exception which nobody foresaw (EX_SOFTWARE).
 UNCAUGHT = 70
+#: Children that are reaped at a time.
+MOST_REAPED = 256
 
 _READ_BYTES = 65536
 _LONGEST_LINE = 2000
@@ -211,13 +213,16 @@ def set_process_name(name: str, *, command_line: bool = True) -> None:
 
 
 def reap() -> list[tuple[int, int]]:
-    """Process id and status of all children that have ended, orphans too if this is process 1.
+    """Process id and status of children that have ended, orphans too if this is process 1.
+
+    These are not all if they are many: a child that was taken over can give its parent more children
+    (CLONE_PARENT) faster than they are reaped. Then there is a SIGCHLD for the rest.
 
     One that has this process trace it is reported when it stops, as if it had ended. It is killed, and
     reported again once it has.
     """
     ended: list[tuple[int, int]] = []
-    while True:
+    for _ in range(MOST_REAPED):
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
@@ -228,3 +233,5 @@ def reap() -> list[tuple[int, int]]:
             os.kill(pid, signal.SIGKILL)
         else:
             ended.append((pid, status))
+    os.kill(os.getpid(), signal.SIGCHLD)
+    return ended
