@@ -79,9 +79,7 @@ FOREIGN_VARIABLES: tuple[ForeignVariable, ...] = (
     ForeignVariable("VRAMBLK_SWAP_PRIORITY", "host script", "Priority for swapon."),
     ForeignVariable("VRAMBLK_SWAP_LABEL", "host script", "Label for mkswap.", "vramblk"),
     ForeignVariable("VRAMBLK_SWAP_TIMEOUT", "host script", "How long to wait for the server and the device."),
-    ForeignVariable(
-        "VRAMBLK_RESERVE", "host script", "Memory of each GPU that `vramblk-swap auto` keeps free."
-    ),
+    ForeignVariable("VRAMBLK_RESERVE", "host script", "Free memory of each GPU for `vramblk-swap auto`."),
     ForeignVariable("VRAMBLK_MIN_FREE_KBYTES", "host script", "vm.min_free_kbytes while swap is on."),
     ForeignVariable("VRAMBLK_TEST_REQUIRE", "tests", "all: a skipped test is a failure."),
 )

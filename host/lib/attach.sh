@@ -13,6 +13,7 @@ put_on() { # KiB, or all
         server_pid=$(was_attached server_pid)
         problem=$(server_problem)
         missing=''
+        [ -z "$problem" ] || [ "$command" != take ] || fail 1 "$problem"
         [ -n "$problem" ] || choose_missing "$1"
         if [ -z "$missing" ]; then
             note "$(joined "$swap_before") is swap already${problem:+; $problem}"

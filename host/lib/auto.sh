@@ -147,8 +147,10 @@ give() { # KiB GPU
         return 0
     fi
     note "$2 needs $(($1 / 1024)) MiB: releasing"
-    "$here/vramblk-swap" release "$((off_kib + $1))K" "$2" 7<&- || complain_once_a_minute "$2: not everything was released"
-    quiet_until=$((SECONDS + 5))
+    "$here/vramblk-swap" release "$((off_kib + $1))K" "$2" 7<&- && quiet_until=$((SECONDS + 5)) && return 0
+    complain_once_a_minute "$2: not everything was released (see above)"
+    # To try at once would move the same pages again and again.
+    quiet_until=$((SECONDS + patience_s))
 }
 
 get() { # GPU

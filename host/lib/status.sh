@@ -31,7 +31,7 @@ swap_field() { # number of a field in device's line of /proc/swaps
 
 # Swap exports of the server that are no swap now.
 print_missing() {
-    [ -n "$answer" ] || return 0
+    [ -n "$answer" ] && [ "$verdict" != off ] || return 0
     swap_before=$devices
     choose_missing all
     printf '%s' "$missing"
@@ -51,7 +51,7 @@ print_text() {
     orphaned) echo '          its server has lost its supervisor; type: sudo vramblk-swap down, start the server, then up' ;;
     interrupted) echo '          vramblk-swap was interrupted; type: sudo vramblk-swap down' ;;
     esac
-    [ "$verdict" = off ] || print_missing | while IFS=$tab read -r kib _ name; do
+    print_missing | while IFS=$tab read -r kib _ name; do
         echo "released  $name, $((kib / 1024)) MiB; to take it back: sudo vramblk-swap take all"
     done
     if [ -z "$server" ] && [ -e "$root$status_socket" ] && [ ! -w "$root$status_socket" ]; then

@@ -25,7 +25,12 @@ yield_to() { # command
     exit "$command_status"
 }
 
+# Without the lock of join_yields: nbd-client stays.
 as_root() { # command amount
+    as_root_holding_it "$@" 6<&-
+}
+
+as_root_holding_it() {
     set -- "$here/vramblk-swap" "$@" ${dry_run:+--dry-run}
     if [ "$(id -u)" = 0 ] || [ -n "$dry_run" ]; then
         "$@"
@@ -68,7 +73,7 @@ join_yields() {
         return 0
     fi
     yields=$yields/vramblk-swap.yields
-    (umask 077 && : >>"$yields") 2>/dev/null && [ ! -L "$yields" ] && exec 6<"$yields" && flock -s 6 || yields=''
+    (umask 077 && : >>"$yields") 2>/dev/null && [ ! -L "$yields" ] && exec 6<"$yields" && flock -s -w 60 6 || yields=''
 }
 
 take_back() {

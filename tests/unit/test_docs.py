@@ -143,6 +143,7 @@ def unknown_words(text: str) -> list[str]:
             if "--entrypoint" not in line:
                 found += [f"{word} in {line}" for word in _unknown_to_vramblk(words)]
         for words in words_after("vramblk-swap", line):
+            words = words[: words.index("--")] if "--" in words else words  # the command of yield
             commands, options = swap_words()
             wrong = [word for word in words[:1] if re.fullmatch("[a-z]+", word) and word not in commands]
             wrong += [word for word in words if word.startswith("--") and word not in options]

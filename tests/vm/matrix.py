@@ -69,7 +69,7 @@ class Matrix:
         case, settings = str(self._of["case"]), dict(self._of["settings"])
         control = case == "control.sh"
         result = rig.run(
-            case, build, ram_mib=rig.RAM_MIB_OF.get(case, rig.RAM_MIB),
+            case, build, ram_mib=rig.RAM_MIB_OF.get(case, rig.RAM_MIB), swap_mib=rig.SWAP_MIB_OF.get(case, rig.SWAP_MIB),
             environment={**settings, "VM_WITHOUT": without, "VM_ROUNDS": str(rounds)},
             silence_s=CONTROL_SILENCE_S if control else rig.SILENCE_S,
         )  # fmt: skip

@@ -30,6 +30,7 @@ RAM_MIB_OF = {"hostile.sh": RAM_MIB + 2 * 28}
 #: Each of two slices can take what the other holds and what the filler still writes. A second export is 4 MiB of windows.
 SLICED_SWAP_MIB = 2 * SWAP_MIB
 RAM_MIB_OF |= {"slices.sh": RAM_MIB + 12, "yield.sh": RAM_MIB + 12, "auto.sh": RAM_MIB + 12}
+RAM_MIB_OF["release_time.sh"] = 1024  # room for all that is in swap
 SWAP_MIB_OF = {"slices.sh": SLICED_SWAP_MIB, "yield.sh": SLICED_SWAP_MIB, "auto.sh": SLICED_SWAP_MIB}
 SILENCE_S = 400  # a server stopped for 45 s, or a case that verifies in silence on a machine with other work
 

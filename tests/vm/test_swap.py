@@ -29,6 +29,7 @@ CASES = {
     "read_errors.sh": "failed reads are SIGBUS, never wrong data",
     "worker.sh": "a dead worker: no wrong page, and none from a later server",
     "yield.sh": "yield gives VRAM to a command, also one that fails, and takes it back",
+    "release_time.sh": "how long a release takes, by how full a device is",
     "down_refused.sh": "down refuses when memory cannot take it back",
     "checksum.sh": "a flipped bit is SIGBUS in the victim, never a wrong page",
     "crowd.sh": "where more is wanted than there is, the OOM killer passes the server over",

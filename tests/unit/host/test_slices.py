@@ -354,6 +354,20 @@ def test_a_server_that_does_not_answer_keeps_release_working(sliced: Host) -> No
     assert sliced.run("down").returncode == 0
 
 
+def test_a_take_without_an_answer_fails_and_an_up_does_not(sliced: Host) -> None:
+    sliced.run("up")
+    sliced.run("release", "1G")
+    sliced.fail("curl")
+    taken = sliced.run("take", "all")
+    assert taken.returncode == 1 and "the server does not answer" in taken.stderr and len(swaps(sliced)) == 2
+    assert sliced.run("up").returncode == 0 and len(swaps(sliced)) == 2
+
+
+def test_without_swap_nothing_is_released(sliced: Host) -> None:
+    answer = told(sliced)
+    assert (answer["swap"], answer["devices"], answer["released"]) == ("off", [], [])
+
+
 def test_after_a_sleep_only_what_was_on_comes_back(sliced: Host) -> None:
     sliced.run("up")
     sliced.run("release", "2G")
