@@ -3,7 +3,12 @@
 # line of sudoers or a rule of polkit (docs/swap.md).
 
 yield_to() { # command
-    yielded=''
+    yielded='' told_to_end='' child=''
+    # A signal at any time ends what runs, and then the VRAM is taken back. A terminal sends the last two to the command too.
+    trap 'told_to_end=143; pass_on TERM' TERM
+    trap 'told_to_end=129; pass_on HUP' HUP
+    trap 'told_to_end=130' INT
+    trap 'told_to_end=131' QUIT
     join_yields
     if [ ! -s "$records" ]; then
         note 'no swap of vramblk is on'
@@ -16,11 +21,11 @@ yield_to() { # command
         [ -z "$yielded" ] || as_root take all
         return 0
     fi
-    trap 'pass_on TERM' TERM
-    trap 'pass_on HUP' HUP
-    # The terminal sends these to the command as well.
-    trap : INT QUIT
-    run_and_wait "$@"
+    if [ -z "$told_to_end" ]; then
+        run_and_wait "$@"
+    else
+        command_status=$told_to_end
+    fi
     take_back
     exit "$command_status"
 }
@@ -52,6 +57,8 @@ run_and_wait() { # command
     "$@" <&7 7<&- 6<&- &
     child=$!
     exec 7<&-
+    # What came before there was a child.
+    [ -z "$told_to_end" ] || kill -TERM "$child" 2>/dev/null
     while :; do
         wait "$child"
         command_status=$?
@@ -61,7 +68,7 @@ run_and_wait() { # command
 }
 
 pass_on() { # signal
-    [ -z "${child-}" ] || kill "-$1" "$child" 2>/dev/null
+    [ -z "$child" ] || kill "-$1" "$child" 2>/dev/null
 }
 
 # Of several at a time the last one takes back: each holds a shared lock, and who gets it alone is the last.

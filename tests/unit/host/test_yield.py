@@ -85,6 +85,18 @@ def test_a_signal_reaches_the_command_and_the_vram_comes_back(sliced: Host, name
     assert swaps(sliced) == 2
 
 
+@pytest.mark.parametrize(("name", "status"), [("TERM", 143), ("HUP", 129)])
+def test_a_signal_during_the_release_starts_no_command_and_takes_back(sliced: Host, name: str, status: int) -> None:
+    stub = sliced.home / "bin" / "swapoff"
+    stub.write_text(stub.read_text().replace("name=", ': >"$STUB_HOME/releasing"; sleep 1\nname=', 1))
+    yielding = start(sliced, "touch", str(sliced.home / "ran"))
+    until(sliced.home / "releasing")
+    yielding.send_signal(getattr(signal, f"SIG{name}"))
+    _, errors = yielding.communicate(timeout=60)
+    assert yielding.returncode == status, errors
+    assert swaps(sliced) == 2 and not (sliced.home / "ran").exists()
+
+
 def test_ctrl_c_ends_the_command_and_not_the_taking_back(sliced: Host) -> None:
     """The terminal sends it to the whole group."""
     running = sliced.home / "running"

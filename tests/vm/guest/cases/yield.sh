@@ -10,16 +10,18 @@ expect 7 'yield has the exit status of a command that fails' vramblk-swap yield 
 expect 0 'both slices are swap again' both
 expect 127 'yield of a command that does not exist' vramblk-swap yield -- /no/such/command
 expect 0 'both slices are swap again' both
-vramblk-swap yield -- sleep 1000 &
+vramblk-swap yield -- sh -c ': >/run/running; exec sleep 1000' &
 yield=$!
-until_true 60 none || fail 'yield does not release'
+until_true 60 test -e /run/running || fail 'yield does not run its command'
+none || fail 'yield runs its command before all is released'
 kill -TERM "$yield"
 wait "$yield"
 expect 0 'a signal reaches the command, and yield its end' test "$?" = 143
 expect 0 'both slices are swap again' both
-vramblk-swap yield -- sleep 20 &
+rm /run/running
+vramblk-swap yield -- sh -c ': >/run/running; exec sleep 20' &
 first=$!
-until_true 60 none || fail 'yield does not release'
+until_true 60 test -e /run/running || fail 'yield does not run its command'
 expect 0 'a second yield beside the first' vramblk-swap yield -- sleep 1
 none || fail 'the second one took back what the first has for its command'
 wait "$first"
