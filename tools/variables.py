@@ -79,6 +79,10 @@ FOREIGN_VARIABLES: tuple[ForeignVariable, ...] = (
     ForeignVariable("VRAMBLK_SWAP_PRIORITY", "host script", "Priority for swapon."),
     ForeignVariable("VRAMBLK_SWAP_LABEL", "host script", "Label for mkswap.", "vramblk"),
     ForeignVariable("VRAMBLK_SWAP_TIMEOUT", "host script", "How long to wait for the server and the device."),
+    ForeignVariable("VRAMBLK_SWAP_MIRROR", "host script", "Block device for a copy of every page in swap."),
+    ForeignVariable(
+        "VRAMBLK_MIRROR_TIMEOUT", "host script", "How long a mirror waits for the server, in seconds."
+    ),
     ForeignVariable("VRAMBLK_RESERVE", "host script", "Free memory of each GPU for `vramblk-swap auto`."),
     ForeignVariable("VRAMBLK_MIN_FREE_KBYTES", "host script", "vm.min_free_kbytes while swap is on."),
     ForeignVariable("VRAMBLK_TEST_REQUIRE", "tests", "all: a skipped test is a failure."),

@@ -5,6 +5,12 @@
 put_on() { # KiB, or all
     swap_before=$(ours_by_use)
     swap_before=$(echo "$swap_before" | cut -d ' ' -f 2)
+    if [ -n "$swap_before" ] && is_mirrored; then
+        up_mirrored
+        return
+    fi
+    [ -z "$swap_before" ] || [ -z "$mirror" ] ||
+        fail 1 "$(joined "$swap_before") is swap without a mirror; to take $mirror, type: sudo vramblk-swap down, then up"
     refuse_lost
     [ -n "$dry_run" ] || refuse_lost_devices
     [ -n "$dry_run" ] || finish_interrupted
@@ -31,6 +37,7 @@ put_on() { # KiB, or all
         note 'there is nothing to attach'
         return 0
     fi
+    [ -z "$mirror" ] || check_mirror
 
     trap 'exit 130' INT HUP TERM
     trap roll_back EXIT
@@ -121,6 +128,7 @@ make_swap() {
     block=/sys/block/${device#/dev/}
     change "$block/queue/read_ahead_kb" 0 && change "$block/queue/scheduler" none || return 1
     uuid=$(cat "$proc/sys/kernel/random/uuid" 2>/dev/null)
+    [ -z "$mirror" ] || build_mirror
     if ! act mkswap --label "$label" ${uuid:+--uuid "$uuid"} "$device"; then
         note "mkswap failed on $device"
         return 1
@@ -161,6 +169,7 @@ remember_server() {
     {
         printf '%s\n' "socket=$socket" "server_pid=$server_pid" \
             "server_started=$([ -z "$server_pid" ] || started "$server_pid")"
+        [ -z "$mirror" ] || printf '%s\n' "mirror=$mirror" "mirror_name=$disk_name" "vram_half=$vram_half"
         printf '%s\n' "$wanted" | sed 's/^/export=/'
         # Of the version before this one: one device, with label and UUID in lines of their own.
         [ ! -e "$attached" ] || sed -n -e '/^device=/p' -e '/^uuid=/p' -e '/^label=/p' "$attached"

@@ -105,9 +105,15 @@ weigh() { # GPU, KiB free, KiB in all
 # Sets, of a GPU: on_kib and off_kib, what is swap and what is not; least_device, the swap device with the fewest pages,
 # and least_used; next_kib, the smallest export that is not swap.
 look_at_slices() { # GPU
-    on_kib=0 off_kib=0 least_device='' least_used=0 next_kib='' on_names="$tab"
+    on_kib=0 off_kib=0 least_device='' least_used=0 next_kib='' on_names="$tab" mirrored='' off_mirror=''
     [ -s "$records" ] && [ -r "$attached" ] || return 0
     while IFS= read -r fact; do
+        case $fact in
+        mirror=*) mirrored=yes ;;
+        released=yes) off_mirror=yes ;;
+        esac
+        # Swap on a mirror stays on, from the disk alone.
+        [ -z "$off_mirror" ] || continue
         case $fact in device=*"$tab"*"$tab"*"$tab$1$tab"*) ;; *) continue ;; esac
         each=${fact#device=} each=${each%%"$tab"*}
         while read -r path _ size used _; do
@@ -141,7 +147,7 @@ enough_for() { # GPU yes|no
 
 give() { # KiB GPU
     measure_room "$least_device"
-    if [ "$least_used" -gt "$room" ]; then
+    if [ "$least_used" -gt "$room" ] && [ -z "$mirrored" ]; then
         complain_once_a_minute "$2 needs $(($1 / 1024)) MiB, but $((least_used / 1024)) MiB are in $least_device and there is" \
             "room for $((room / 1024)) MiB: kept"
         return 0

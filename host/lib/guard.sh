@@ -11,6 +11,7 @@ need_tools() {
         case $tool in
         nbd-client) package=nbd-client ;;
         modprobe) package=kmod ;;
+        mdadm) package=mdadm ;;
         *) package=util-linux ;;
         esac
         fail 78 "$tool is missing; type: sudo apt-get install $package"

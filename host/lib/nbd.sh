@@ -6,7 +6,13 @@ nbd_pid() { cat "$sys/block/${1#/dev/}/pid" 2>/dev/null; }
 sectors() { cat "$sys/block/${1#/dev/}/size" 2>/dev/null || echo 0; }
 
 # The devices of vramblk-swap, in the order in which they were attached.
-ours() { [ ! -s "$records" ] || with_tabs <"$records" | sed -n "s/^connect$tab//p"; }
+# With a mirror it is the array.
+ours() {
+    [ ! -s "$records" ] || with_tabs <"$records" | awk -F "$tab" '
+        $1 == "connect" { found = found $2 "\n" }
+        $1 == "mirror" { found = $2 "\n"; exit }
+        END { printf "%s", found }'
+}
 
 # Those of them that are swap, least used first: KiB used, then the device.
 ours_by_use() {
@@ -76,7 +82,7 @@ refuse_lost_devices() {
 
 is_free() { # device
     [ -e "$sys/block/${1#/dev/}" ] && [ -z "$(nbd_pid "$1")" ] && [ "$(sectors "$1")" = 0 ] &&
-        ! swap_line "$1" >/dev/null
+        [ -z "$(ls "$sys/block/${1#/dev/}/holders" 2>/dev/null)" ] && ! swap_line "$1" >/dev/null
 }
 
 load_module() {
@@ -144,6 +150,8 @@ connect() { # export; false if it cannot be attached to device
     pin_socket
     export=$1
     set -- nbd-client -unix "$pinned" "$device" -name "$export" -nonetlink -swap -systemd-mark -b 4096
+    # Safe with a mirror alone: without one a late answer would be a lost page.
+    [ -z "$mirror" ] || set -- "$@" -timeout "$mirror_timeout_s"
     if [ -d "$root/run/systemd/system" ] && command -v systemd-run >/dev/null 2>&1; then
         oomd=''
         [ "$(systemd_version)" -lt 248 ] || oomd=--property=ManagedOOMPreference=omit

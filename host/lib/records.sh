@@ -80,9 +80,10 @@ undo_one() { # one record's words
         act swapoff "$2" || is_no_swap "$2"
         ;;
     connect) disconnect "$2" ;;
+    mirror) stop_mirror "$2" "$3" "$4" ;;
     modprobe)
-        [ -e "$sys/module/nbd" ] || return 0
-        act modprobe -r nbd || note 'the nbd module is still in use, so it stays loaded'
+        [ -e "$sys/module/$2" ] || return 0
+        act modprobe -r "$2" || note "the $2 module is still in use, so it stays loaded"
         ;;
     esac
 }
@@ -102,7 +103,7 @@ undo() { # device, or nothing for all
 $undo_line
 END
         case $undo_kind in
-        write | swapon | connect | modprobe) ;;
+        write | swapon | connect | mirror | modprobe) ;;
         *)
             # Memory may be short. What this line stands for may still need what those above it stand for.
             note "cannot read line $undo_number of $records"

@@ -21,6 +21,11 @@ release() {
         note 'no swap of vramblk is on'
         return 0
     fi
+    if is_mirrored; then
+        each=$(ours)
+        ! is_chosen "$each" || release_mirror
+        return
+    fi
     [ -n "$dry_run" ] || {
         swap_before=$(ours_by_use)
         finish_interrupted

@@ -1,7 +1,7 @@
 # shellcheck shell=sh disable=SC2034,SC2154
 # Settings, from the environment and /etc/default/vramblk.
 
-own_names='NBD_SOCKET NBD_DEVICE SWAP_PRIORITY SWAP_LABEL SWAP_TIMEOUT MIN_FREE_KBYTES RESERVE'
+own_names='NBD_SOCKET NBD_DEVICE SWAP_PRIORITY SWAP_LABEL SWAP_TIMEOUT SWAP_MIRROR MIRROR_TIMEOUT MIN_FREE_KBYTES RESERVE'
 server_names='SIZE EXPORT_NAME SLICES UNIQUE_NAMES MODE READ_ONLY ALLOCATE DEVICE PLATFORM ALLOW_CPU MAP_OVERWRITE LISTEN_ADDR MAX_CONNECTIONS
 EXPORT_MAX_CONNECTIONS TLS TLS_CERTIFICATES TLS_PSK TLS_VERIFY_PEER WORKERS DRAIN_TIMEOUT VERIFY_READS METRICS_ADDR METRICS_HOST METRICS_TOKEN STATUS_SOCKET
 CONFIG VERBOSE'
@@ -82,10 +82,19 @@ read_settings() {
     label=${VRAMBLK_SWAP_LABEL:-vramblk}
     timeout_s=${VRAMBLK_SWAP_TIMEOUT:-60}
     timeout_s=${timeout_s%s}
+    mirror=${VRAMBLK_SWAP_MIRROR:-}
+    mirror_timeout_s=${VRAMBLK_MIRROR_TIMEOUT:-15}
+    mirror_timeout_s=${mirror_timeout_s%s}
     min_free_kbytes=${VRAMBLK_MIN_FREE_KBYTES:-}
     reserve=${VRAMBLK_RESERVE:-}
     need_number SWAP_PRIORITY "$priority" 0 32767
     need_number SWAP_TIMEOUT "$timeout_s" 1 86400
+    need_number MIRROR_TIMEOUT "$mirror_timeout_s" 2 600
+    case $mirror in
+    *"$tab"*) fail 2 'VRAMBLK_SWAP_MIRROR: a tab is not allowed' ;;
+    '' | /dev/?*) ;;
+    *) fail 2 "VRAMBLK_SWAP_MIRROR=$mirror: allowed is a path below /dev" ;;
+    esac
     case $min_free_kbytes in '' | keep) ;; *) need_number MIN_FREE_KBYTES "$min_free_kbytes" 1 999999999 ;; esac
     case $socket in /*) ;; *) fail 2 "VRAMBLK_NBD_SOCKET=$socket: allowed is an absolute path" ;; esac
     case $named_device in

@@ -9,11 +9,20 @@ status() {
         [ -n "$devices" ] || verdict=on code=0
         devices="$devices $device" used_kib=$((used_kib + used))
         size_kib=$((size_kib + $(swap_field 3)))
-        is_connected "$device" || verdict=lost code=1
+        has_pages "$device" || verdict=lost code=1
     done <<END
 $(ours_by_use)
 END
     [ "$verdict" != on ] || supervisor_lives || verdict=orphaned code=1
+    mirror_verdict=''
+    if [ -n "$devices" ] && is_mirrored; then
+        read_mirror
+        case $mirror_verdict in
+        degraded | disk_failed) verdict=degraded code=1 ;;
+        rebuilding) verdict=rebuilding code=0 ;;
+        released) verdict=on code=0 ;;
+        esac
+    fi
     if [ -z "$devices" ] && [ -s "$records" ]; then
         verdict=interrupted code=1
         # After `release all` the settings are still changed.
@@ -44,8 +53,18 @@ print_text() {
         device_facts "$device"
         echo "device    $device   $export, $(($(swap_field 3) / 1024)) MiB, $(($(swap_field 4) / 1024)) MiB used, priority" \
             "$(swap_field 5)   $used_label $uuid"
-        is_connected "$device" || echo "          the server of $device is gone and the pages in it are lost"
+        has_pages "$device" || echo "          the server of $device is gone and the pages in it are lost"
     done
+    case $mirror_verdict in
+    '') ;;
+    *) echo "mirror    $mirror_verdict: $disk (${disk_state:-missing}), VRAM half $vram_half (${vram_state:-missing})" ;;
+    esac
+    case $mirror_verdict in
+    degraded) echo '          swap goes on from the disk alone; to fill VRAM again, type: sudo vramblk-swap up' ;;
+    released) echo '          swap goes on from the disk alone; to take the VRAM back: sudo vramblk-swap take all' ;;
+    disk_failed) echo '          swap goes on from VRAM alone; type: sudo vramblk-swap down, then up with another device' ;;
+    rebuilding) echo "          the VRAM half is being filled from the disk: ${rebuilt_percent:-0} %" ;;
+    esac
     case $verdict in
     lost) echo '          type: sudo vramblk-swap down, or reboot' ;;
     orphaned) echo '          its server has lost its supervisor; type: sudo vramblk-swap down, start the server, then up' ;;
@@ -75,6 +94,16 @@ device_json() { # of device
         "$(number_json "$(swap_field 5)")" "$(text_json "$used_label")" "$(text_json "$uuid")"
 }
 
+print_mirror_json() {
+    if [ -z "$mirror_verdict" ]; then
+        printf '"mirror": null, '
+    else
+        printf '"mirror": {"state": "%s", "device": %s, "device_state": %s, "vram": %s, "vram_state": %s, "rebuilt_percent": %s}, ' \
+            "$mirror_verdict" "$(text_json "$disk")" "$(text_json "$disk_state")" "$(text_json "$vram_half")" \
+            "$(text_json "$vram_state")" "$(number_json "$rebuilt_percent")"
+    fi
+}
+
 # The first keys are those of the first device, as they were when there was one only.
 print_json() {
     device=${devices# } device=${device%% *} separator=''
@@ -89,7 +118,7 @@ print_json() {
         printf '%s{' "$separator"
         device_json
         printf ', "export": %s, "gpu": %s, "lost": %s}' "$(text_json "$export")" "$(text_json "$gpu")" \
-            "$(if is_connected "$device"; then printf false; else printf true; fi)"
+            "$(if has_pages "$device"; then printf false; else printf true; fi)"
         separator=', '
     done
     printf '], "released": ['
@@ -100,7 +129,9 @@ print_json() {
             separator=', '
         done
     }
-    printf '], "server": {"state": %s, "mode": %s, "pid": %s, "locked_bytes": %s}, "changed": [' \
+    printf '], '
+    print_mirror_json
+    printf '"server": {"state": %s, "mode": %s, "pid": %s, "locked_bytes": %s}, "changed": [' \
         "$(text_json "$server")" "$(text_json "$(answered mode)")" "$(number_json "$(was_attached server_pid)")" \
         "$(number_json "$(answered locked_bytes)")"
     if [ -s "$records" ]; then

@@ -4,6 +4,7 @@
 up() {
     need_root up
     need_tools nbd-client modprobe mkswap swapon swapoff flock
+    [ -z "$mirror" ] || need_tools mdadm wipefs
     lock
     note 'tested under real memory pressure: the kernel, its nbd driver, this script, the server on a map: device;' \
         "not tested: a GPU driver's own allocations while memory is being reclaimed (docs/swap.md)"
@@ -19,6 +20,7 @@ down() {
         note 'no swap of vramblk is on'
         return 0
     fi
+    ! grep -q "^mirror$tab" "$records" || need_tools mdadm wipefs
     down_devices=$(joined "$(ours_by_use | cut -d ' ' -f 2)")
     until take_all_off; do
         still=$(joined "$(ours_by_use | cut -d ' ' -f 2)")
@@ -40,7 +42,7 @@ take_all_off() {
         [ -n "$each" ] || continue
         devices="$devices $each"
         # What is lost is nowhere: it needs no room.
-        ! is_connected "$each" || used_kib=$((used_kib + used))
+        ! has_pages "$each" || used_kib=$((used_kib + used))
     done <<END
 $(ours_by_use)
 END
@@ -73,6 +75,13 @@ no_room() {
 go_to_sleep() {
     asleep_devices=$(ours_by_use | cut -d ' ' -f 2)
     [ -n "$asleep_devices" ] || return 0
+    if is_mirrored; then
+        need_root sleep
+        lock
+        [ -n "$dry_run" ] || : >"$asleep"
+        release_mirror
+        return
+    fi
     trap forget_sleep EXIT
     [ -n "$dry_run" ] || for each in $asleep_devices; do
         device_facts "$each"

@@ -65,10 +65,12 @@ class Result:
         return "\n".join(self.output.splitlines()[-lines:])
 
 
-def missing() -> str | None:
-    """Why no guest can run here, or None."""
+def missing(*more: str) -> str | None:
+    """Why no guest can run here, or none that needs ``more`` programs; None if it can."""
     absent = [
-        name for name in _NEEDED if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
+        name
+        for name in (*_NEEDED, *more)
+        if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
     ]
     if absent:
         return f"{', '.join(absent)} missing; type: sudo tests/setup.sh vm"
@@ -98,17 +100,23 @@ def run(
     *,
     ram_mib: int = RAM_MIB,
     swap_mib: int = SWAP_MIB,
+    disks_mib: tuple[int, ...] = (),
     limit_s: float = 1500,
     silence_s: float = SILENCE_S,
     environment: dict[str, str] | None = None,
     log: Path | None = None,
 ) -> Result:
-    """Boot a guest, run one case and give what it said; never longer than ``limit_s``."""
+    """Boot a guest, run one case and give what it said; never longer than ``limit_s``.
+
+    ``disks_mib`` are the sizes of its empty disks, /dev/ubda and so on.
+    """
     name = f"vramblk-{uuid.uuid4().hex[:12]}"
     scratch = Path(tempfile.mkdtemp(prefix=f"{name}-", dir="/dev/shm"))
     memory = scratch / "memory"
-    with memory.open("wb") as file:
-        file.truncate(swap_mib << 20)
+    disks = [scratch / f"disk{number}" for number in range(len(disks_mib))]
+    for path, size_mib in zip([memory, *disks], [swap_mib, *disks_mib], strict=True):
+        with path.open("wb") as file:
+            file.truncate(size_mib << 20)
     settings = {
         "VM_CASE": case,
         "VM_ROOT": str(PROJECT),
@@ -121,7 +129,8 @@ def run(
     command = [
         "linux.uml", f"mem={ram_mib}M", f"umid={name}", f"uml_dir={scratch}/",
         "rootfstype=hostfs", "rootflags=/", "ro", f"init={HERE / 'guest' / 'init'}",
-        f"iomem=mmapper,{memory}", "con=null", "con0=null,fd:1", "ssl=null",
+        f"iomem=mmapper,{memory}", *(f"ubd{number}={disk}" for number, disk in enumerate(disks)),
+        "con=null", "con0=null,fd:1", "ssl=null",
         *(f"{key}={value}" for key, value in settings.items()),
     ]  # fmt: skip
     # Its memory is a file here: where /tmp is a disk, a guest that thrashes would wait for that disk.

@@ -37,6 +37,12 @@ CASES = {
     "disk.sh": "a file system in VRAM, by the commands of the guide",
     "logs.sh": "logs and metrics never block I/O",
 }
+MIRROR_CASES = {
+    "mirror_refusals.sh": "a device in use, too small or with a signature is refused; up and down twice; killed half-way",
+    "mirror_stall.sh": "a stall below the timeout is slow, a longer one and device errors cost the VRAM half",
+    "mirror_rebuild.sh": "supervisor and server killed, rebuilt under load, no stale page, the disk fails",
+    "mirror_control.sh": "the same death without a mirror ends in SIGBUS",
+}
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +89,25 @@ def run_case(case: str, build: Path) -> rig.Result:
     return rig.run(
         case, build, ram_mib=rig.RAM_MIB_OF.get(case, rig.RAM_MIB), swap_mib=rig.SWAP_MIB_OF.get(case, rig.SWAP_MIB)
     )
+
+
+@pytest.mark.parametrize("repeat", range(REPEATS))
+def test_a_mirror_outlives_the_engine(build: Path, repeat: int) -> None:
+    """Promise 21."""
+    check(run_mirrored("mirror.sh", build))
+
+
+@pytest.mark.parametrize("case", MIRROR_CASES)
+def test_mirror_case(build: Path, case: str) -> None:
+    """Promise 21; see the head of each case."""
+    check(run_mirrored(case, build))
+
+
+def run_mirrored(case: str, build: Path) -> rig.Result:
+    """A case with a disk for the mirror, /dev/ubda, and another one."""
+    if reason := rig.missing("mdadm", "dmsetup", "wipefs"):
+        pytest.skip(reason)
+    return rig.run(case, build, disks_mib=(rig.SWAP_MIB, rig.SWAP_MIB))
 
 
 def run_control(build: Path, without: str) -> rig.Result:

@@ -47,7 +47,7 @@ modprobe)
     -r)
         if cat "$t"/sys/block/nbd*/pid >/dev/null 2>&1; then echo 'nbd is in use' >&2; exit 1; fi
         rm -rf "$t/sys/module/nbd" "$t"/sys/block/nbd? ;;
-    *) "$STUB_HOME/make-devices" ;;
+    nbd) "$STUB_HOME/make-devices" ;;
     esac ;;
 nbd-client)
     case $1 in
@@ -95,7 +95,46 @@ docker)
 timeout)
     while case $1 in -k) shift ;; -* | [0-9]*) ;; *) break ;; esac; do shift; done
     exec "$@" ;;
-sleep) exit 0 ;;
+mdadm)
+    md=$t/sys/block/${2#/dev/}/md
+    case $* in
+    --build*)
+        mkdir -p "$md/dev-${7#/dev/}" "$md/dev-${9#/dev/}" "$md/../queue"
+        echo in_sync >"$md/dev-${7#/dev/}/state"
+        echo in_sync,write_mostly >"$md/dev-${9#/dev/}/state"
+        echo 128 >"$md/../queue/read_ahead_kb"
+        echo 2097152 >"$md/../size"
+        echo idle >"$md/sync_action" ;;
+    --stop*) rm -rf "$t/sys/block/${2#/dev/}" ;;
+    *' --add '*)
+        md=$t/sys/block/${1#/dev/}/md
+        mkdir "$md/dev-${3#/dev/}"
+        echo spare >"$md/dev-${3#/dev/}/state"
+        echo '524288 / 2097152' >"$md/sync_completed" ;;
+    esac ;;
+wipefs)
+    case $* in
+    *--no-act*) [ ! -e "$STUB_HOME/busy" ] ;;
+    *--all*) [ -e "$STUB_HOME/stubborn" ] || rm -f "$STUB_HOME/signatures" ;;
+    *) cat "$STUB_HOME/signatures" 2>/dev/null || exit 0 ;;
+    esac ;;
+mkswap) case $5 in /dev/md*) echo "0xff6,$4,$2,swap" >"$STUB_HOME/signatures" ;; esac ;;
+sleep) # the kernel has time to remove what was failed
+    for each in "$t"/sys/block/md*/md/dev-*/state; do
+        [ "$(cat "$each" 2>/dev/null)" != remove ] || rm -r "${each%/state}"
+    done
+    for each in "$t"/sys/block/md*/md/dev-nbd*/state; do
+        action=${each%/dev-*}/sync_action
+        [ "$(cat "$each" 2>/dev/null)" = spare ] || continue
+        case $(cat "$action") in
+        idle) [ -e "$STUB_HOME/no-recovery" ] || echo recover >"$action" ;;
+        recover)
+            echo in_sync >"$each"
+            echo idle >"$action"
+            [ ! -e "$STUB_HOME/dies-meanwhile" ] || echo faulty >"$each" ;;
+        esac
+    done
+    exit 0 ;;
 esac
 """
 _DEVICES = r"""#!/bin/sh
@@ -110,7 +149,7 @@ done
 """
 _STUBS = (
     "id", "modprobe", "nbd-client", "mkswap", "swapon", "swapoff", "curl", "systemctl", "systemd-run", "docker",
-    "sleep", "flock", "timeout",
+    "sleep", "flock", "timeout", "mdadm", "wipefs",
 )  # fmt: skip
 
 MEGABYTE_KIB = 1024

@@ -156,6 +156,30 @@ attach() {
     echo "@@ NOTE min_free_kbytes $(cat /proc/sys/vm/min_free_kbytes), locked $(locked_kib) KiB"
 }
 
+# attach_mirrored [NAME=VALUE...]: the same with a mirror on /dev/ubda.
+attach_mirrored() {
+    attach VRAMBLK_SWAP_MIRROR=/dev/ubda "$@"
+    grep -q '^/dev/md' /proc/swaps || fail 'the swap device is no array'
+    grep -q '\[UU\]' /proc/mdstat || fail 'the array does not have both halves'
+}
+
+# Without starting a process, which may take long while memory is short.
+is_degraded() { read -r degraded <"/sys/block/md127/md/degraded" && [ "$degraded" = 1 ]; }
+is_whole() { ! is_degraded; }
+loses_its_half() { until_true 90 is_degraded && mirror_is degraded; }
+
+mirror_is() { vramblk-swap status --json | grep -q "\"mirror\": {\"state\": \"$1\""; } # state
+
+# After `down`: no array, no NBD device, no signature on the disk.
+left_as_found() {
+    ! swapon_seen || fail 'something is still swap'
+    ! grep -q '^md' /proc/mdstat 2>/dev/null || fail 'an array is left'
+    [ -z "$(wipefs --parsable --noheadings /dev/ubda)" ] || fail 'a signature is left on the disk'
+    [ ! -e /run/vramblk-swap/records ] || fail 'records are left'
+    [ -z "$(cat /sys/block/nbd*/pid 2>/dev/null)" ] || fail 'an NBD device is still attached'
+    pass 'down leaves no array, no connection and no signature'
+}
+
 # The host's safeguards. Copies stand before the real ones in PATH.
 leave_out_of_the_host() {
     ! left_out min_free || export VRAMBLK_MIN_FREE_KBYTES=keep
@@ -182,7 +206,7 @@ edit_script() { # sed's expression
     ! cat /run/host/vramblk-swap /run/host/lib/*.sh | cmp -s /run/before - || fail 'nothing was left out of vramblk-swap'
 }
 
-swapon_seen() { grep -q '^/dev/nbd' /proc/swaps; }
+swapon_seen() { grep -q '^/dev/[nm][bd]' /proc/swaps; }
 
 data_path() { # pids of supervisor, engine, and workers if there are any
     for each in $(server_pids); do
