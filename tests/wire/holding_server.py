@@ -2,7 +2,7 @@
 
 ``orders.json`` in the working directory, read at each take and release, holds by number of the export what happens:
 ``missing`` bytes for which the take fails after its steps, ``steps`` before a take and ``release_steps`` before a release, each of
-which waits ``step_s``. While the file ``pause`` exists, each of these steps waits. A line of ``steps`` is written for each.
+which waits ``step_s``, and ``fails_to_drop`` if a take that is given up among its steps raises an exception. While the file ``pause`` exists, each of these steps waits. A line of ``steps`` is written for each.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ class HoldingMemory:
         order = self._order()
         for _ in range(order.get("steps", 0)):
             self._step("take", order)
-            yield
+            try:
+                yield
+            except GeneratorExit:
+                if order.get("fails_to_drop"):
+                    raise RuntimeError("injected") from None
+                raise
         if missing := order.get("missing"):
             raise MissingMemory("injected", missing)
         yield from self._inner.take()

@@ -231,6 +231,24 @@ def test_a_client_that_leaves_while_its_memory_is_taken(server: Server) -> None:
     assert not server.find_event("engine_stalled")
 
 
+@pytest.mark.parametrize("workers", WHO, ids=lambda workers: f"workers {workers or 'chosen'}")
+def test_memory_that_cannot_be_freed_when_its_client_leaves(start: Start, workers: str) -> None:
+    """The engine outlives what the device raises then, and its other clients do not notice."""
+    server = start(*ATTACH, "--slices", "2", *of(workers), size="8M", program=PROGRAM)
+    with server.client("vram-1") as other:
+        other.write(0, b"stays" * 100)
+        order(server, _0={"steps": 1000, "step_s": 0.01, "fails_to_drop": True})
+        with server.connect() as client:
+            client.greet()
+            client.send(nbd.option_bytes(nbd.GO, nbd.info_payload("vram-0")))
+            eventually(lambda: steps(server))
+        server.wait_event("internal_error")
+        assert other.read(0, 500) == b"stays" * 100
+        order(server)
+        with server.client("vram-0") as client:
+            assert client.read(0, 4096) == bytes(4096)
+
+
 def test_a_client_that_comes_while_the_last_ones_memory_is_released(server: Server) -> None:
     """It waits until that is done, and finds nothing of what was there."""
     order(server, _0={"release_steps": 20, "step_s": 0.01})

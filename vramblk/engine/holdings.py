@@ -248,8 +248,13 @@ class Holdings:
 
     def _drop(self, holding: _Holding) -> None:
         """Nobody wants any more what is being taken."""
-        holding.steps.close()  # type: ignore[attr-defined]  # a generator, which frees what it has taken
         holding.state = _State.FREE
+        try:
+            holding.steps.close()  # type: ignore[attr-defined]  # a generator, which frees what it has taken
+        except DeviceError as error:
+            self._executor.note_failure(holding.number, error)
+        except Exception:
+            self._executor.note_internal(holding.number)
 
     def _answer(self) -> None:
         for index, asker in enumerate(self._askers):
