@@ -8,6 +8,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..errors import StartupError
@@ -89,10 +90,8 @@ class _Mailbox:
         return True
 
     def answer(self, **message: Any) -> None:
-        try:
+        with suppress(OSError):  # that the supervisor has gone is found by ``messages`` alone
             self._mail.send(json.dumps(message).encode())
-        except OSError:
-            self.orphaned = True
 
 
 def describe(shared: Shared, memories: Sequence[Memory]) -> dict[str, Any]:
