@@ -10,7 +10,7 @@ from vramblk.config.settings import Settings, load_settings
 from vramblk.shared import context
 from vramblk.shared.context import Shared
 from vramblk.shared.control import Control
-from vramblk.shared.doorbell import Bell
+from vramblk.shared.doorbell import DoorbellPipe
 from vramblk.shared.window import WindowLayout
 from vramblk.shared.written import WrittenMap
 from vramblk.supervisor.sizing import lanes_per_worker
@@ -35,24 +35,24 @@ def share(
         weakref.finalize(written, os.close, written._fd)
     # A ring keeps its doorbell's number, and of all this only the control page.
     for descriptor in (
-        *(end for bell in (*shared.doorbells, shared.engine_doorbell) for end in bell),
+        *(end for pipe in (*shared.doorbells, shared.engine_doorbell) for end in pipe),
         shared.places_fd, shared.control._fd,
     ):
         weakref.finalize(shared.control.words.obj, os.close, descriptor)
     return shared
 
 
-def fill(bell: Bell) -> None:
+def fill(pipe: DoorbellPipe) -> None:
     """Ring until no more rings go in."""
     with suppress(BlockingIOError):
         while True:
-            os.write(bell.writer, b"\1")
+            os.write(pipe.writer, b"\1")
 
 
-def rings(bell: Bell) -> bool:
+def rings(pipe: DoorbellPipe) -> bool:
     """Whether it was rung; it is silent then."""
     with suppress(BlockingIOError):
-        return bool(os.read(bell.reader, 1 << 16))
+        return bool(os.read(pipe.reader, 1 << 16))
     return False
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from vramblk.nbd.events import Begin
 from vramblk.shared import moves
-from vramblk.shared.doorbell import make_bell
+from vramblk.shared.doorbell import make_doorbell_pipe
 from vramblk.shared.window import WindowLayout, make_windows
 from vramblk.supervisor.handoffs import Handoffs
 
@@ -21,7 +21,7 @@ from vramblk.supervisor.handoffs import Handoffs
 @pytest.fixture
 def handoffs() -> Iterator[Handoffs]:
     [window] = make_windows([WindowLayout(4096, 4096, 1)])
-    doorbell = make_bell()
+    doorbell = make_doorbell_pipe()
     found = Handoffs(window, doorbell)
     yield found
     found.close()

@@ -19,7 +19,7 @@ from vramblk.serving.connection import complete
 from vramblk.serving.lanes import SMALLEST
 from vramblk.serving.submissions import Submissions
 from vramblk.shared.descriptors import ENTRIES
-from vramblk.shared.doorbell import Bell
+from vramblk.shared.doorbell import DoorbellPipe
 from vramblk.shared.ring import SubmissionRing
 from vramblk.shared.window import Word
 from vramblk.shared.written import WrittenMap
@@ -79,7 +79,7 @@ def test_a_new_worker_finds_no_status_of_the_dead_one(make_rig: MakeRig) -> None
     client, server = socket.socketpair()
     for each in (client, server):
         each.setblocking(False)
-    submissions = Submissions(SubmissionRing(window, Bell(0, 0), rig.engine._control), window.counters)
+    submissions = Submissions(SubmissionRing(window, DoorbellPipe(0, 0), rig.engine._control), window.counters)
     successor = connect(server, rig.connection.lane, window, submissions, rig.export)
     new = Rig(client, successor, submissions, rig.engine, rig.memory, rig.written, rig.export)
     client.sendall(b"".join(byte_read(number) for number in range(39)))

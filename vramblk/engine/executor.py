@@ -129,8 +129,8 @@ class Executor:
     ) -> None:
         self._windows = shared.windows
         self._doorbells = [
-            worker_doorbell(window, bell)
-            for window, bell in zip(shared.windows, shared.doorbells, strict=True)
+            worker_doorbell(window, pipe)
+            for window, pipe in zip(shared.windows, shared.doorbells, strict=True)
         ]
         self._control = shared.control
         self._control_words = shared.control.words
@@ -528,7 +528,7 @@ class Executor:
             self._written[export].blocks[:] = 0
 
     def apart(self, export: int, work: Callable[[], bool]) -> bool:
-        """Do something with an export's memory that is no request; whoever watches the engine sees it."""
+        """Do something with an export's memory that is no request. The observer sees a busy engine."""
         control = self._control_words
         control[_SINCE] = time.monotonic_ns()
         control[_EXPORT] = export + 1

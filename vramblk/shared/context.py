@@ -10,7 +10,7 @@ from ..config.exposure import shared_swap_sockets
 from ..config.settings import Settings
 from ..system import privileges
 from .control import Control
-from .doorbell import Bell, make_bell
+from .doorbell import DoorbellPipe, make_doorbell_pipe
 from .places import make_places
 from .protection import hide, write_protect
 from .window import Window, WindowLayout, make_windows
@@ -26,7 +26,7 @@ class Shared:
     Attributes:
         windows: one for each worker, then ``local`` if there is one, and as the last the observer's canary.
         doorbells: one for each window, rung by the engine when its owner may be asleep.
-        engine_doorbell: rung by whoever submits when the engine may be asleep.
+        engine_doorbell: rung by a process that submits while the engine may be asleep.
         written: one written-map for each export.
         places_fd: where workers take places at exports; see ``places``.
         log_fd: write end of the non-blocking pipe that the observer pumps to stdout.
@@ -39,8 +39,8 @@ class Shared:
     settings: Settings
     control: Control
     windows: Sequence[Window]
-    doorbells: Sequence[Bell]
-    engine_doorbell: Bell
+    doorbells: Sequence[DoorbellPipe]
+    engine_doorbell: DoorbellPipe
     written: Sequence[WrittenMap]
     places_fd: int
     log_fd: int
@@ -93,13 +93,13 @@ class Shared:
         os.close(self.places_fd)
         self.control.write_protect()
 
-    def _own_doorbells(self, bell: Bell) -> None:
+    def _own_doorbells(self, pipe: DoorbellPipe) -> None:
         """Keep this process's reader and a writer of the engine's doorbell.
 
         Nobody shares them, who would block with them: neither others that ring the engine, nor a successor
         that waits here.
         """
-        privileges.own_end(bell.reader, os.O_RDONLY)
+        privileges.own_end(pipe.reader, os.O_RDONLY)
         privileges.own_end(self.engine_doorbell.writer, os.O_WRONLY)
         os.close(self.engine_doorbell.reader)
 
@@ -125,8 +125,8 @@ def make_shared(
         settings=settings,
         control=Control(),
         windows=windows,
-        doorbells=[make_bell() for _ in windows],
-        engine_doorbell=make_bell(),
+        doorbells=[make_doorbell_pipe() for _ in windows],
+        engine_doorbell=make_doorbell_pipe(),
         written=[WrittenMap() for _ in range(exports)],
         places_fd=make_places(),
         log_fd=log_fd,

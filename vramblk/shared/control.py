@@ -87,7 +87,7 @@ class Control:
         return State(self.load(ControlWord.STATE))
 
     def publish_export_table(self, export_table: dict[str, Any]) -> None:
-        """Write the export table; the supervisor says ``ready`` only afterwards.
+        """Write the export table; the supervisor reports ``ready`` only afterwards.
 
         Raises:
             ValueError: it does not fit its place.

@@ -1,7 +1,7 @@
 """Counters in shared memory: 64-bit integers, each written by one process only.
 
 The data path adds to integers that it owns; the observer reads them whenever it is asked. The
-layout is computed from the number of exports alone, so all processes agree on it without a word.
+layout is computed from the number of exports alone, so all processes compute the same one.
 """
 
 from __future__ import annotations

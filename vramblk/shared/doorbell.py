@@ -23,16 +23,16 @@ _RING = b"\1"
 _MOST_RINGS = mmap.PAGESIZE
 
 
-class Bell(NamedTuple):
+class DoorbellPipe(NamedTuple):
     """The ends of a doorbell's pipe, both non-blocking.
 
-    Whoever takes a process over can make what it has open blocking for all who share it, and take rings away.
-    An eventfd is shared by all. So a worker and the observer have the reader of their own doorbell and a
+    An attacker in a process can make its descriptors block for all who share them, and can take rings. An
+    eventfd is shared by all. So a worker and the observer have the reader of their own doorbell and a
     writer of the engine's that nobody else has, and nothing else.
 
     Attributes:
         reader: readable from a ring on until it is cleared.
-        writer: for whoever rings.
+        writer: for the process that rings.
     """
 
     reader: int
@@ -44,13 +44,13 @@ class Bell(NamedTuple):
             os.write(self.writer, _RING)
 
 
-def make_bell() -> Bell:
+def make_doorbell_pipe() -> DoorbellPipe:
     """A doorbell whose only page the pipe has already: in swap mode a ring must not wait for memory."""
-    bell = Bell(*os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
-    fcntl.fcntl(bell.writer, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE)
-    bell.ring()
-    os.read(bell.reader, _MOST_RINGS)  # the pipe keeps the page
-    return bell
+    pipe = DoorbellPipe(*os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
+    fcntl.fcntl(pipe.writer, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE)
+    pipe.ring()
+    os.read(pipe.reader, _MOST_RINGS)  # the pipe keeps the page
+    return pipe
 
 
 class Doorbell:
@@ -59,17 +59,17 @@ class Doorbell:
     Args:
         words: header words of the window or of the control page.
         word: which of them is 1 while the sleeper may be asleep.
-        bell: the pipe whose reader the sleeper waits for.
+        pipe: the pipe whose reader the sleeper waits for.
 
     Attributes:
         fd: that reader.
     """
 
-    def __init__(self, words: memoryview, word: int, bell: Bell) -> None:
+    def __init__(self, words: memoryview, word: int, pipe: DoorbellPipe) -> None:
         self._words = words
         self._at = word * 8
-        self._writer = bell.writer
-        self.fd = bell.reader
+        self._writer = pipe.writer
+        self.fd = pipe.reader
 
     # The waker's side
 
@@ -113,10 +113,10 @@ class Doorbell:
         return found
 
 
-def worker_doorbell(window: Window, bell: Bell) -> Doorbell:
+def worker_doorbell(window: Window, pipe: DoorbellPipe) -> Doorbell:
     """Of the worker that this window belongs to, or of the canary."""
-    return Doorbell(window.words, Word.WORKER_SLEEPING, bell)
+    return Doorbell(window.words, Word.WORKER_SLEEPING, pipe)
 
 
-def engine_doorbell(control: Control, bell: Bell) -> Doorbell:
-    return Doorbell(control.words, ControlWord.ENGINE_SLEEPING, bell)
+def engine_doorbell(control: Control, pipe: DoorbellPipe) -> Doorbell:
+    return Doorbell(control.words, ControlWord.ENGINE_SLEEPING, pipe)

@@ -37,7 +37,7 @@ class HoldWords:
 
     @property
     def seen(self) -> int:
-        """The newest change that the engine knows."""
+        """The newest change that the engine has read."""
         return self._words[_SEEN]
 
     @property
@@ -53,7 +53,7 @@ class HoldWords:
         return self._words[_ASKED]
 
     def users(self) -> list[int]:
-        """Clients by export, as the worker says; read after ``asked``."""
+        """Clients by export, as the worker counts them; read after ``asked``."""
         return self._users.tolist()
 
     def see(self, asked: int) -> None:

@@ -26,7 +26,7 @@ def make_places() -> int:
 class Places:
     """The places that this process has, one for each of its connections at most.
 
-    The kernel knows them by process, so the file must stay open here, and no second object may use it.
+    The kernel keeps them by process, so the file must stay open here, and no second object may use it.
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -17,7 +17,7 @@ from ..system import kernel
 
 
 def seal(descriptor: int, seals: int) -> None:
-    """Seal a memory file as far as this kernel knows the seals; see fcntl(2)."""
+    """Seal a memory file as far as this kernel supports the seals; see fcntl(2)."""
     with suppress(OSError):
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .contiguousfifo import ContiguousFifo
 from .control import Control
 from .descriptors import COLUMNS, ENTRIES, ENTRY_BYTES, Op
-from .doorbell import Bell
+from .doorbell import DoorbellPipe
 from .doorbell import engine_doorbell as make_engine_doorbell
 from .window import Window, Word
 
@@ -30,7 +30,7 @@ class SubmissionRing:
         columns: allocator of the window's columns.
     """
 
-    def __init__(self, window: Window, engine_doorbell: Bell, control: Control) -> None:
+    def __init__(self, window: Window, engine_doorbell: DoorbellPipe, control: Control) -> None:
         self._words = window.words
         self._entries = window.entries.cast("Q")
         self._status = window.entry_status

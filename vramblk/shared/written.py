@@ -19,12 +19,12 @@ from ..system import kernel
 from .protection import seal
 
 BLOCK_BYTES = 4096
-#: Blocks looked at in one step, 64 MiB of export: whoever wants few runs does not wait for all of them.
+#: Blocks looked at in one step, 64 MiB of export: a caller that needs few runs does not wait for all of them.
 _STEP = 1 << 14
 
 
 class WrittenMap:
-    """Made by the supervisor as an empty memory file, sized by the engine, mapped by whoever needs it."""
+    """Made by the supervisor as an empty memory file, sized by the engine, mapped by all others."""
 
     def __init__(self) -> None:
         self._fd = os.memfd_create("vramblk-written", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

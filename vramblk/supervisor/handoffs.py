@@ -1,7 +1,7 @@
 """Connections on their way to one worker: sent, not taken yet, and taken back if it stands still.
 
 Both ends of the socket stay open here. A message that the worker has not received can so be received here
-instead, and whoever receives it first has the connection alone: nothing can be served twice.
+instead, and the one that receives it first has the connection alone: nothing can be served twice.
 
 New TLS files travel the same way, but neither side counts them, and they are never taken back: they are sent
 again, and before any connection that follows.
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ..shared.doorbell import Bell
+from ..shared.doorbell import DoorbellPipe
 from ..shared.window import Window, Word
 
 _LONGEST_MESSAGE = 4096
@@ -52,14 +52,14 @@ class Handoffs:
         doorbell: of that window, which a worker that is awake reads.
 
     Attributes:
-        ours: the end over which is sent, non-blocking; the worker tells here why it has failed.
+        ours: the end over which is sent, non-blocking; the worker reports here why it has failed.
         theirs: the worker's end.
         sent: connections sent and not taken back.
         moved: connections taken back since the worker has begun to stand still.
         given_away: connections that the engine has taken and given away again.
     """
 
-    def __init__(self, window: Window, doorbell: Bell) -> None:
+    def __init__(self, window: Window, doorbell: DoorbellPipe) -> None:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.ours.setblocking(False)
         self.sent = 0
@@ -167,7 +167,7 @@ class Handoffs:
             self._doorbell.ring()
 
     def shut(self) -> None:
-        """Let the worker know that nothing more will come."""
+        """Close the sending side: the worker sees that nothing more will come."""
         with suppress(OSError):
             self.ours.shutdown(socket.SHUT_RDWR)
 
@@ -178,7 +178,7 @@ class Handoffs:
     def _receive(self) -> tuple[dict[str, Any], int | None] | None:
         """The first message that the worker has not received, and its descriptor.
 
-        Nobody but this process sends, but a faulty worker may have set its end to cut messages short, which
+        Only this process sends, but a faulty worker may have set its end to cut messages short, which
         gives an empty one, or to bring more than descriptors, which leaves these no room.
         """
         try:

@@ -27,7 +27,7 @@ from vramblk.shared.descriptors import (
     Op,
     places,
 )
-from vramblk.shared.doorbell import Bell
+from vramblk.shared.doorbell import DoorbellPipe
 from vramblk.shared.ring import CompletionRing, SubmissionRing
 from vramblk.shared.window import Window, WindowLayout, Word
 
@@ -71,7 +71,7 @@ def test_an_entry_has_the_same_fields_for_worker_engine_and_observer(values: tup
     assert tuple(int(field) for field in np.frombuffer(packed, ENTRY_FIELDS)[0]) == values
     for number in (0, ENTRIES - 1, 5 * ENTRIES + 3):
         WINDOW.store(Word.TAIL, number)
-        SubmissionRing(WINDOW, Bell(0, 0), CONTROL).push(*values)
+        SubmissionRing(WINDOW, DoorbellPipe(0, 0), CONTROL).push(*values)
         assert bytes(WINDOW.entries[number % ENTRIES * ENTRY_BYTES :][: ENTRY.size]) == packed[: ENTRY.size]
         assert CompletionRing(WINDOW).entry(number) == values
 

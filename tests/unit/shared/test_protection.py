@@ -134,16 +134,16 @@ def test_a_confined_process_makes_no_doorbell_block_for_others(shared: Shared, w
 
     def confined() -> bool:
         shared.confine_worker(0) if who == "worker" else shared.confine_observer()
-        for bell in (*shared.doorbells, shared.engine_doorbell):
-            for end in bell:
+        for pipe in (*shared.doorbells, shared.engine_doorbell):
+            for end in pipe:
                 with suppress(OSError):
                     os.set_blocking(end, True)
         shared.engine_doorbell.ring()
         return os.get_blocking(shared.doorbells[own.index].reader)
 
     assert in_child(confined)
-    bells = [*shared.doorbells, shared.engine_doorbell]
-    assert not any(os.get_blocking(bell.writer) for bell in bells)
+    pipes = [*shared.doorbells, shared.engine_doorbell]
+    assert not any(os.get_blocking(pipe.writer) for pipe in pipes)
     assert not os.get_blocking(shared.engine_doorbell.reader)
     assert os.read(shared.engine_doorbell.reader, 2) == b"\1"
 
