@@ -32,7 +32,7 @@ help:
 	@echo "make test       every group of tests that this machine can run: about 90 minutes (CONTRIBUTING.md lists the groups)"
 	@echo "make test-GROUP one group: unit, wire, page, container, vm, gpu; with more cases than in make test: vm, oclgrind;"
 	@echo "                not in make test: qemu (a Debian machine that swaps), intel-cpu (700 MB from PyPI)"
-	@echo "make lint       ruff, mypy --strict, import contracts, generated files, zizmor, shellcheck"
+	@echo "make lint       ruff, mypy --strict, import contracts, generated files, prose, zizmor, shellcheck"
 	@echo "make dist       source distribution, and a wheel for the Python of $(VENV), in dist"
 	@echo "make bench      the fio table"
 
@@ -107,6 +107,7 @@ lint: install
 	$(BIN)/python -m tools.docsgen --check
 	$(BIN)/python -m tools.shellgen --check
 	$(BIN)/python -m tools.monitoring --check
+	$(BIN)/python -m tools.prose
 	$(BIN)/zizmor --offline --no-progress --quiet .github
 	@if deploy/packages.sh 'make lint' shellcheck:shellcheck; then shellcheck -x $$(git ls-files -co --exclude-standard '*.sh') \
 		.ci/run host/vramblk-swap tests/vm/guest/init tests/vm/guest/watch tests/qemu/guest/main; \

@@ -61,7 +61,7 @@ def env_example() -> str:
     lines = [
         "# Copy to .env and uncomment what you need. docker compose reads it, and so do make up, make down,",
         "# make logs and make status; make run and a vramblk started by hand do not.",
-        "# An empty value is the same as none, but an error for the token and for TLS, which would be off.",
+        "# An empty value counts as unset, but for the token and for TLS it is an error: they would be off.",
         "# VRAMBLK_X_FILE=/path takes the value of VRAMBLK_X from a file, for every option below whose value",
         "# is not a path itself.",
     ]
@@ -112,18 +112,21 @@ def _cell(text: str) -> str:
 
 _HEAD = """# Options
 
-Made from the table in `vramblk/config/options.py` by `python -m tools.docsgen`; changes belong there.
+`python -m tools.docsgen` makes this page from the table in `vramblk/config/options.py`.
 
-Each option is a flag, an environment variable and a key of the YAML file that `--config` names. A flag
-overrides the environment, that the file, and that the default. A value is checked wherever it stands, also
-where a stronger source overrides it: an error names the setting, where it came from, the value and what is
-allowed, and the exit status is 2. `vramblk check` prints every value with where it came from. An empty
-variable counts as unset, except for the metrics token and the options of TLS: there it is an error, so that
-no protection is off by mistake. Keys of the file may be written with hyphens. Flags stand after the
-subcommand: `vramblk check --size 64M`.
+Each option is a flag, an environment variable and a key of the YAML file that `--config` names.
 
-`VRAMBLK_X_FILE=/path` takes the value of `VRAMBLK_X` from a file, as secrets are mounted. Newlines at the
-end are dropped. A file that is empty, unreadable, or has Windows line ends or a byte-order mark is an error.
+- A flag overrides a variable. A variable overrides the file. The file overrides the default.
+- `vramblk check` prints every value with its source.
+- Every value is checked, also one that another source overrides. An error names the setting, its source, the
+  value and what is allowed. The exit code is 2.
+- An empty variable counts as unset. For the metrics token and the options of TLS it is an error, so that no
+  protection is off by mistake.
+- Keys of the file may have hyphens instead of underscores.
+- Flags come after the subcommand: `vramblk check --size 64M`.
+- `VRAMBLK_X_FILE=/path` takes the value of `VRAMBLK_X` from a file, as secrets are mounted. Newlines at the
+  end are dropped. A file is an error if it is empty or unreadable, or has Windows line ends or a byte-order
+  mark.
 """
 
 _EXPORTS = """## Several exports
@@ -137,12 +140,15 @@ exports:
   - {{name: big, size: 50%, device: 1, read_only: no}}
 ```
 
-An entry may have {keys}.
-What it leaves out is taken from the top level of the file (`max_connections` from
-`export_max_connections`), then from the default. A flag or variable overrides the entries, as it
-overrides everything in the file; the event `exports_overridden` and `vramblk check` warn of it. One export
-in mode swap makes the whole server a swap server. Two exports of one name are an error. With all slices there
-may be {most}.
+An entry can have {keys}.
+
+- A missing key is taken from the top level of the file (`max_connections` from
+  `export_max_connections`), then from the default.
+- A flag or variable overrides the entries, as it overrides everything in the file. The event
+  `exports_overridden` and `vramblk check` warn of it.
+- One export in mode swap makes the whole server a swap server.
+- Two exports with the same name are an error.
+- With all slices, there can be {most} exports.
 
 ## Slices
 
@@ -153,10 +159,10 @@ name stays `vram`. The names are the same at each start.
     vramblk --size 8G --slices 4 --listen-addr unix:/run/vramblk/nbd.sock
     nbd-client -unix /run/vramblk/nbd.sock /dev/nbd2 -N vram-2
 
-- The slices together have `--size`: here each is 2 GiB. A share is rounded to 4 KiB.
-- `%` and `max` are divided likewise: `--size max --slices 4` makes each slice a quarter of what is free.
-- The slices of a `map:` device lie one behind the other in it.
-- Clients that ask for the empty name get the first slice.
+- The slices together have `--size`: here each has 2 GiB. A share is rounded to 4 KiB.
+- `%` and `max` are divided too: with `--size max --slices 4` each slice is a quarter of the free memory.
+- The slices of a `map:` device lie one after the other in it.
+- Clients that request the empty name get the first slice.
 
 ## When memory is held
 
@@ -165,41 +171,42 @@ name stays `vram`. The names are the same at each start.
 
     vramblk --allocate attach --size 8G --slices 4
 
-1. At start each export is allocated and proven once, so a size that does not fit is refused then. The memory
-   is freed before `ready`.
-2. The first client that asks for the export (GO, EXPORT_NAME) has it allocated, zeroed and proven again. The
-   client is answered afterwards. LIST and INFO allocate nothing.
-3. When the last client has left, the memory is zeroed and freed. **Its contents are lost.**
+1. At start the server allocates and proves each export once, so it refuses a size that does not fit. It frees
+   the memory before `ready`.
+2. When the first client requests the export (GO, EXPORT_NAME), the server allocates, zeroes and proves it
+   again. Then it answers the client. LIST and INFO allocate nothing.
+3. When the last client has disconnected, the server zeroes and frees the memory. **Its contents are lost.**
 
 - If there is not enough memory, the client gets an error with the amount that is missing and the device.
-  Other exports go on. The connection may ask for another export.
-- A client that attaches before the server has seen the last one leave finds the data of before.
-- A `map:` device keeps its memory; it is zeroed, and not proven again. A file on
-  tmpfs or hugetlbfs gives its pages back.
-- The engine keeps what the runtime itself needs on the GPU, and a staging buffer as large as all its windows.
+  Other exports continue. The connection can request another export.
+- A client that attaches before the server has seen the last one disconnect finds the old data.
+- A `map:` device keeps its memory. The server zeroes it, and does not prove it again. A file on tmpfs or
+  hugetlbfs gives its pages back.
+- The engine keeps the runtime's own memory on the GPU, and a staging buffer as large as all its windows.
 - `vramblk status`, the page, `vramblk top` and `vramblk_export_held` show which exports hold memory.
 - The engine serves a local client of such an export to its end. It does not pass it on to a worker.
 
 ## All GPUs
 
-`--device all` serves the same on each GPU that `vramblk devices` shows, or on each of `--platform N`. The
-names are the export's name, `-gpu` and a number from 0, in the order of `vramblk devices`, also on a machine
-with one GPU. With slices: `vram-gpu0-0`, `vram-gpu0-1`, `vram-gpu1-0` and so on.
+`--device all` serves the same export on each GPU that `vramblk devices` shows, or on each GPU of
+`--platform N`. The names are the export's name, `-gpu` and a number from 0, in the order of
+`vramblk devices`, also on a machine with one GPU. With slices they are `vram-gpu0-0`, `vram-gpu0-1`,
+`vram-gpu1-0` and so on.
 
     vramblk --device all --size 50% --slices 4
 
-- `--size` is for each GPU, `%` and `max` too: here half of each.
+- `--size` applies to each GPU, also with `%` and `max`: here half of each.
 - A GPU that two runtimes offer counts once, for the first of them.
-- A GPU that cannot be used is an error (exit 78). Name the others in a YAML file then.
+- A GPU that cannot be used is an error (exit code 78). List the others in a YAML file then.
 - Without any GPU, `--allow-cpu` serves each CPU device: `vram-cpu0`.
 - To give GPUs different sizes or names, list them under `exports`.
 - The second GPU's copies are slower on NVIDIA (event `unpinned`): its driver pins memory for one device only.
 """
 
-_FOREIGN = """## Variables of others
+_FOREIGN = """## Other variables
 
-These are not options of the server. A `VRAMBLK_` variable that is neither here nor above is reported with the
-nearest known name, if one is near (event `unknown_variable`).
+These are not options of the server. The server reports any other `VRAMBLK_` variable, with the nearest known
+name (event `unknown_variable`).
 
 | Variable | Read by | Default | |
 | --- | --- | --- | --- |"""

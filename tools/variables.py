@@ -1,6 +1,6 @@
 """The VRAMBLK_ variables that others than the server read, for the documentation.
 
-The server knows their names alone, so that it warns of none of them: ``vramblk.config.variables``.
+The server has only their names, so that it does not warn of them: ``vramblk.config.variables``.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FOREIGN_VARIABLES: tuple[ForeignVariable, ...] = (
     ForeignVariable(
         "VRAMBLK_BASE",
         "compose",
-        "Image that the build starts from, Debian trixie; with @sha256:DIGEST exactly that one.",
+        "Base image of the build, Debian trixie. With @sha256:DIGEST exactly this image.",
         "debian:trixie-slim",
     ),
     ForeignVariable("VRAMBLK_IMAGE", "compose", "Image to run.", "vramblk:latest"),
     ForeignVariable(
         "VRAMBLK_RUNTIMES",
         "compose",
-        "OpenCL runtimes in the image: nvidia, amd, intel, cpu; otherwise by the compose file.",
+        "OpenCL runtimes in the image: nvidia, amd, intel, cpu. If unset, the compose file chooses.",
     ),
     ForeignVariable("VRAMBLK_RUN_DIR", "compose", "Directory of the host for the sockets.", "/run/vramblk"),
     ForeignVariable("VRAMBLK_NBD_PORT", "compose", "Port of the host for NBD, on 127.0.0.1.", "10809"),
@@ -67,11 +67,11 @@ FOREIGN_VARIABLES: tuple[ForeignVariable, ...] = (
     ForeignVariable("VRAMBLK_VERSION", "build", "Version written into the image."),
     ForeignVariable("VRAMBLK_REVISION", "build", "Revision written into the image."),
     ForeignVariable(
-        "VRAMBLK_COMPILE", "build", "no: hot modules stay uncompiled; require: fail where they cannot be."
+        "VRAMBLK_COMPILE", "build", "no: do not compile hot modules. require: fail if that is not possible."
     ),
     ForeignVariable("VRAMBLK_SANITIZE", "build", "address: hot modules for AddressSanitizer, for tests."),
     ForeignVariable(
-        "VRAMBLK_NBD_DEVICE", "host script", "NBD device to attach, otherwise the first free one."
+        "VRAMBLK_NBD_DEVICE", "host script", "NBD device to attach. If unset, the first free one."
     ),
     ForeignVariable(
         "VRAMBLK_NBD_SOCKET", "host script", "Unix socket of the server.", "/run/vramblk/nbd.sock"

@@ -133,7 +133,7 @@ def _run(arguments: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _as_flag(word: str, rest: list[str]) -> tuple[list[str], str, bool]:
-    """``help``, ``help status`` and ``version`` as the flags that people mean."""
+    """``help``, ``help status`` and ``version`` as the corresponding flags."""
     if word == "help" and rest:
         return ["--help", *rest[1:]], rest[0], True
     return [f"--{word}", *rest], SERVE, False

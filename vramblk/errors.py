@@ -20,7 +20,7 @@ class ConfigError(StartupError):
 
 
 class PreconditionError(StartupError):
-    """The machine lacks a device, a permission or a capability; the message says the remedy."""
+    """The machine lacks a device, a permission or a capability; the message has the remedy."""
 
     exit_code = 78
 

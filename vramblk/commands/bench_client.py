@@ -139,7 +139,7 @@ class Client:
     """One connection in transmission; a context manager.
 
     Attributes:
-        description: what the server says of the export's memory, empty if it says nothing.
+        description: the server's description of the export's memory, empty without one.
 
     Raises:
         RuntimeFailure: from any method, if the server does not answer, refuses, or breaks the protocol.
@@ -306,7 +306,7 @@ class Client:
             self._receive(124)
 
     def _go(self, name: bytes) -> bool:
-        """Whether the server knows NBD_OPT_GO."""
+        """Whether the server supports NBD_OPT_GO."""
         wanted = struct.pack(">I", len(name)) + name + struct.pack(">HHH", 2, *_WANTED)
         self._socket.sendall(_OPTION.pack(IHAVEOPT, Option.GO, len(wanted)) + wanted)
         while True:

@@ -93,7 +93,7 @@ def examine(settings: Settings) -> Iterator[Requirement]:
 
 
 def _from_error(name: str, attempt: Callable[[], str]) -> Requirement:
-    """What ``attempt`` says, or why the server would refuse to start there."""
+    """What ``attempt`` returns, or why the server would refuse to start there."""
     try:
         return Requirement(name, OK, attempt())
     except StartupError as error:

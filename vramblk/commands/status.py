@@ -15,7 +15,7 @@ from .observerclient import StatusServer, printable_document, understood
 
 
 def status(settings: Settings, json: bool, health: bool, env: bool = False) -> int:
-    """Print what the server says of itself; with ``health`` one line and exit status 0 only if it is well.
+    """Print the server's status; with ``health`` one line and exit status 0 only if it is healthy.
 
     Args:
         env: print /status.env, whose lines need no parser.

@@ -1,1 +1,1 @@
-"""What the server is told to do: the table of options, their sources, the checked settings."""
+"""The server's settings: the table of options, their sources, the checked values."""

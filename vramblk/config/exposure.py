@@ -39,7 +39,7 @@ def exposed_listeners(settings: Settings) -> Iterator[tuple[TcpAddress, str]]:
 def shared_swap_sockets(settings: Settings) -> Iterator[tuple[str, int]]:
     """Unix sockets of a swap server that a group other than root's may open, with that group.
 
-    Whoever is in it can attach an export before the kernel does.
+    Its members can attach an export before the kernel does.
     """
     for address in settings.unix_listeners if settings.mode == "swap" else ():
         try:

@@ -43,7 +43,7 @@ class Option:
         name: the YAML key; flag and environment twin follow from it.
         parse: text to value, ValueError with a short reason.
         allowed: what an error message and the documentation name as allowed.
-        default: text that ``parse`` takes, or None where ``default_note`` says what happens.
+        default: text that ``parse`` takes, or None if ``default_note`` describes what happens.
         short: one-letter flag.
         boolean: a flag without a value, with a ``--no-`` twin.
         repeatable: the flag may be repeated, the variable is comma-separated, the key is a list.
@@ -181,32 +181,32 @@ def _boolean(
 OPTIONS: tuple[Option, ...] = (
     Option(
         "size", "Export",
-        "Size of the export, rounded up to 4 KiB. % and max are of what can really be allocated.",
+        "Size of the export, rounded up to 4 KiB. % and max refer to memory that can be allocated.",
         units.parse_size, units.SIZE_ALLOWED, "SIZE", default="2048M", short="-s", per_export=True,
     ),
     Option(
-        "export_name", "Export", "Name of the export. Clients that ask for the empty name get the first.",
+        "export_name", "Export", "Name of the export. Clients that request the empty name get the first one.",
         _parse_export_name, "1 to 4096 bytes of UTF-8", "NAME", default="vram", short="-e", per_export=True,
     ),
     Option(
         "slices", "Export",
-        "Serve this many exports of equal size instead of one: NAME-0, NAME-1 and so on, together of --size.",
+        "Serve N exports of equal size instead of one: NAME-0, NAME-1 and so on. Together they have --size.",
         _integer(1, MAXIMUM_EXPORTS), f"1 to {MAXIMUM_EXPORTS}", "N", default="1", per_export=True,
     ),
     _boolean(
         "unique_names", "Export",
-        "Add a suffix to each name that changes at every start, so a client of an earlier start is refused.",
+        "Add a suffix to each name that changes at every start, so clients of an earlier start are refused.",
     ),
     Option(
         "mode", "Export",
-        "scratch: a disk that may be lost. swap: for swap space, with all safeguards or not at all.",
+        "scratch: a disk that may be lost. swap: for swap space; refuses to start if a safeguard is missing.",
         _choice(*MODES), "scratch or swap", "MODE", default="scratch", per_export=True,
     ),
     _boolean("read_only", "Export", "Refuse writes.", per_export=True),
     Option(
         "allocate", "Export",
         "When memory is held. start: from start to stop. attach: while a client is attached; the data is "
-        "lost when the last one leaves.",
+        "lost when the last client disconnects.",
         _choice(*ALLOCATIONS), "start or attach", "WHEN", default_note="start; attach in swap mode",
         per_export=True,
     ),
@@ -222,7 +222,7 @@ OPTIONS: tuple[Option, ...] = (
         "platform", "Device", "Index of the OpenCL platform.",
         _integer(0, 999), "a whole number from 0", "N", default_note="any", short="-p", per_export=True,
     ),
-    _boolean("allow_cpu", "Device", "Serve from a CPU device, which is system RAM, where there is no GPU."),
+    _boolean("allow_cpu", "Device", "If there is no GPU, serve from a CPU device, which is system RAM."),
     _boolean("map_overwrite", "Device", "Let map:/path be a regular file, whose content is zeroed."),
     Option(
         "listen_addr", "Listeners", "Address of the NBD server. May be repeated.",
@@ -231,17 +231,17 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "max_connections", "Listeners",
-        "Connections served at once; one more is closed. Some are kept for Unix sockets and this machine.",
+        "Connections at once; a further one is closed. Some are reserved for Unix sockets and this machine.",
         _integer(1, 4096), "1 to 4096", "N", default="64",
     ),
     Option(
         "export_max_connections", "Listeners",
-        "Connections that one export serves at once; one more is refused in negotiation.",
+        "Connections to one export at once; a further one is refused in negotiation.",
         _integer(1, 4096), "1 to 4096", "N", default_note="no limit of its own", per_export=True,
     ),
     Option(
         "tls", "TLS",
-        "off: plaintext only. on: TLS offered, plaintext served too. require: plaintext refused.",
+        "off: plaintext only. on: TLS and plaintext. require: TLS only.",
         _choice(*TLS_MODES), "off, on or require", "MODE", default="off", protects=True,
     ),
     Option(
@@ -250,7 +250,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "tls_psk", "TLS",
-        "File with NAME:HEXKEY lines, as psktool writes it, of mode 0600. TLS 1.3 only. Needs Python 3.13.",
+        "File with NAME:HEXKEY lines from psktool, mode 0600. TLS 1.3 only. Requires Python 3.13.",
         _parse_path, "a file", "FILE", default_note="none", path=True, protects=True,
     ),
     _boolean(
@@ -260,34 +260,35 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "workers", "Processes",
-        "Worker processes. 0: the engine serves all clients itself, on Unix sockets without TLS. 1 or more: "
-        "workers serve all clients, each worker a single one in swap mode. Not set: workers, and the engine "
-        "serves the first client on a Unix socket.",
+        "Number of worker processes. 0: the engine serves all clients, on Unix sockets without TLS. 1 or "
+        "more: workers serve all clients, in swap mode one client each. Not set: the engine serves the "
+        "first client on a Unix socket, workers serve the others.",
         _integer(0, 64), "0 to 64", "N", default_note="chosen from the cores; 0 in swap mode",
     ),
     Option(
-        "drain_timeout", "Processes", "In scratch mode, how long a stop waits for attached clients.",
+        "drain_timeout", "Processes", "How long a stop waits for attached clients, in scratch mode.",
         units.parse_duration, units.DURATION_ALLOWED, "TIME", default="5s",
     ),
-    _boolean("verify_reads", "Processes", "Keep a checksum of each 4 KiB and check it at each read."),
+    _boolean("verify_reads", "Processes", "Keep a checksum of each 4 KiB block and compare it at each read."),
     Option(
         "metrics_addr", "Observation", "Address for metrics, health and the status page.",
         _parse_metrics_addr, f"{units.TCP_ALLOWED}, or off", "HOST:PORT", default="off",
     ),
     Option(
         "metrics_host", "Observation",
-        "Name that clients of --metrics-addr may use for it without a token, besides localhost and IP "
+        "Host name that clients of --metrics-addr may use without a token, besides localhost and IP "
         "addresses. May be repeated.",
         units.parse_host_name, units.HOST_NAME_ALLOWED, "NAME", default_note="none", repeatable=True,
     ),
     Option(
         "metrics_token", "Observation",
-        "Bearer token that --metrics-addr asks for. Flags show in ps: give it as VRAMBLK_METRICS_TOKEN_FILE.",
+        "Bearer token for --metrics-addr. ps shows flags, so use VRAMBLK_METRICS_TOKEN_FILE instead.",
         _parse_token, "1 to 1024 printable ASCII characters without spaces", "TOKEN",
         default_note="none", secret=True, protects=True,
     ),
     Option(
-        "status_socket", "Observation", "Unix socket for the same, used by status, top and the host script.",
+        "status_socket", "Observation",
+        "Unix socket for metrics, health and status. vramblk status, top and vramblk-swap use it.",
         _parse_status_socket, "a path of at most 107 bytes, or off", "PATH", path=True,
         default_note="/run/vramblk/status.sock as root, otherwise $XDG_RUNTIME_DIR/vramblk-status.sock",
     ),

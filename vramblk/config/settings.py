@@ -215,7 +215,7 @@ class Settings:
         return tuple(address for address in self.listen_addr if isinstance(address, TcpAddress))
 
     def source_of(self, name: str) -> str:
-        """Where a setting came from, as ``values`` says it."""
+        """The source of a setting, as in ``values``."""
         return next(value.source for value in self.values if value.name == name)
 
 

@@ -195,7 +195,7 @@ def printable(text: str) -> str:
 
 
 def format_size(size_bytes: float) -> str:
-    """For people: three figures and a binary unit, such as 1.5 GiB; whole numbers as they are."""
+    """For people: three digits and a binary unit, such as 1.5 GiB; whole numbers as they are."""
     unit, divisor = _unit(size_bytes)
     size = size_bytes / divisor
     return f"{size:.0f} {unit}" if size >= 100 or size.is_integer() or unit == "B" else f"{size:.1f} {unit}"
@@ -209,7 +209,7 @@ def format_part(done_bytes: int, total_bytes: int) -> str:
 
 
 def _unit(size_bytes: float) -> tuple[str, int]:
-    """The binary unit in which a size has at most three figures before the point, and its bytes."""
+    """The binary unit in which a size has at most three digits before the point, and its bytes."""
     divisor = 1
     for unit in _UNITS:
         if size_bytes / divisor < 1000 or unit == _UNITS[-1]:

@@ -46,7 +46,7 @@ _MOST_REQUESTS, _MOST_BYTES = 64, 2 << 20
 _RECEIVE_BYTES = 256 << 10
 #: Of a request, at most.
 _HEADER_BYTES = 32
-#: ``linger`` comes back after so many goes, whoever else waits.
+#: ``linger`` returns after so many goes, also if nobody else waits.
 _MOST_GOES = 256
 #: A go of so many requests is a deep one.
 _DEEP = 12

@@ -197,7 +197,7 @@ class Intake:
         return ours.place(column, self._arena)
 
     def flag(self, first: int, last: int) -> None:
-        """Blocks [first, last] may fail: ``scan`` tells SUSPECT for them, and for some others."""
+        """Blocks [first, last] may fail: ``scan`` reports SUSPECT for them, and for some others."""
         self._flagged = True
         for block in range(first, min(last, first + _FLAG_MASK) + 1):
             self._flags[block & _FLAG_MASK] = 1

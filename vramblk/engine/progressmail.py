@@ -38,7 +38,7 @@ class ProgressMail:
         try:
             self._mail.send(json.dumps(message).encode())
         except OSError:
-            pass  # whoever must know that the supervisor is gone finds it out by itself
+            pass  # the caller finds out by itself that the supervisor is gone
 
     def _unread_bytes(self) -> int:
         answer = fcntl.ioctl(self._mail, termios.TIOCOUTQ, bytes(4))

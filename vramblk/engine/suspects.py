@@ -21,7 +21,7 @@ class Suspects:
     """The ranges of one export that a request has failed on by itself within the last minute.
 
     Args:
-        intake: is told which blocks to look out for.
+        intake: gets the blocks that may fail.
     """
 
     def __init__(self, intake: Intake) -> None:

@@ -1,7 +1,7 @@
 """What the engine serves from: one interface, whatever the memory is.
 
 A batch is everything that the workers had queued for one export at one moment. Small requests come
-as runs, whose columns are laid out as the kernels' argument table wants them; the rest comes as
+as runs, whose columns are in the layout of the kernels' argument table; the rest comes as
 copies and ranges to zero. The order within a batch is fixed (see ``Memory.execute``), so that what
 was acknowledged before is seen by what was asked for afterwards.
 """
@@ -225,7 +225,7 @@ class Memory(Protocol):
         Meanwhile only batches of echoes may be executed, and copies that were asked for before are void.
 
         Raises:
-            DeviceError: zeroing failed; the memory is freed all the same.
+            DeviceError: zeroing failed; the memory is freed anyway.
         """
         ...
 

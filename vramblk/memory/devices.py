@@ -196,7 +196,7 @@ def device_type(cl: Any, kind: int) -> str:
     """GPU or CPU, for OpenCL's bits of a device's type. What is not a GPU counts as a CPU.
 
     An accelerator can be an emulator that lives in system RAM, and so can a device that claims to be a
-    CPU as well. Whoever has a real one serves it with --allow-cpu.
+    CPU as well. A real one is served with --allow-cpu.
     """
     return GPU if kind & cl.device_type.GPU and not kind & cl.device_type.CPU else CPU
 

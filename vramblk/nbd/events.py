@@ -1,4 +1,4 @@
-"""What a ``Handshake`` is told about the exports, and the events it answers with."""
+"""What a ``Handshake`` gets about the exports, and the events that it returns."""
 
 from __future__ import annotations
 

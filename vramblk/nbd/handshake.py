@@ -8,7 +8,7 @@ by it too). A ``Handshake`` is one connection's half of it:
     for event in handshake.receive(recv()):
         ...
 
-The state machine is the two tables below: ``_TRANSITIONS`` says which state follows which, and
+The state machine is the two tables below: ``_TRANSITIONS`` has which state follows which, and
 ``_RULES`` what each option may carry and needs. What is left for code is the order in which an
 option is judged, ``_judge``, and one short handler per option.
 
@@ -129,7 +129,7 @@ class Handshake:
     """The server's side of one connection's negotiation.
 
     exports: at least one, with distinct names; the empty name stands for the first if that is a default.
-    flags: transmission flags per export, in the same order; what ``transmission_flags`` says if
+    flags: transmission flags per export, in the same order; what ``transmission_flags`` returns if
         None. SEND_DF is left out where the client negotiated no reply chunks.
     admit: asked before transmission begins on an export; gives why it is refused, or nothing. None: that is
         not known yet. The option then waits for ``resume``, and what follows it too.

@@ -23,7 +23,7 @@ def lines(document: Mapping[str, Any]) -> str:
 
 
 def free_memory(readings: Sequence[Reading]) -> str:
-    """A line with the address, free and total bytes of each GPU whose driver tells both."""
+    """A line with the address, free and total bytes of each GPU whose driver reports both."""
     words = [
         f"{each.pci} {each.memory_free_bytes} {each.memory_total_bytes}"
         for each in readings

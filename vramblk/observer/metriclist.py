@@ -98,7 +98,7 @@ METRICS: tuple[MetricInfo, ...] = (
     MetricInfo("vramblk_engine_batches_total", COUNTER, "Batches that the engine has executed."),
     MetricInfo("vramblk_engine_busy_seconds_total", COUNTER, "Time in which the engine executed batches."),
     MetricInfo(
-        "vramblk_engine_sleeps_total", COUNTER, "Times that the engine went to sleep for want of work."
+        "vramblk_engine_sleeps_total", COUNTER, "Times that the engine had no work and went to sleep."
     ),
     MetricInfo(
         "vramblk_queue_depth", GAUGE, "Requests that wait for the engine at the moment of the scrape."
@@ -118,7 +118,7 @@ METRICS: tuple[MetricInfo, ...] = (
         "vramblk_internal_errors_total", COUNTER, "Errors of the program itself, logged with a traceback."
     ),
     MetricInfo(
-        "vramblk_healthy", GAUGE, "1 if the server is well; the same as /healthz, at most five seconds older."
+        "vramblk_healthy", GAUGE, "1 if the server is healthy: as /healthz, at most five seconds older."
     ),
     MetricInfo(
         "vramblk_canary_seconds",
@@ -177,32 +177,34 @@ METRICS: tuple[MetricInfo, ...] = (
         "in swap mode",
     ),
     MetricInfo(
-        "vramblk_gpu_memory_total_bytes", GAUGE, "Memory of the GPU.", ("pci",), "where its driver tells"
+        "vramblk_gpu_memory_total_bytes", GAUGE, "Memory of the GPU.", ("pci",), "if its driver reports it"
     ),
     MetricInfo(
         "vramblk_gpu_memory_used_bytes",
         GAUGE,
-        "Memory of the GPU in use, by everybody.",
+        "Memory of the GPU that all programs use.",
         ("pci",),
-        "where its driver tells",
+        "if its driver reports it",
     ),
     MetricInfo(
         "vramblk_gpu_memory_free_bytes",
         GAUGE,
-        "Memory of the GPU that nobody uses.",
+        "Memory of the GPU that no program uses.",
         ("pci",),
-        "where its driver tells",
+        "if its driver reports it",
     ),
-    MetricInfo("vramblk_gpu_temperature_celsius", GAUGE, "Temperature.", ("pci",), "where its driver tells"),
-    MetricInfo("vramblk_gpu_power_watts", GAUGE, "Power.", ("pci",), "where its driver tells"),
+    MetricInfo(
+        "vramblk_gpu_temperature_celsius", GAUGE, "Temperature.", ("pci",), "if its driver reports it"
+    ),
+    MetricInfo("vramblk_gpu_power_watts", GAUGE, "Power.", ("pci",), "if its driver reports it"),
     MetricInfo(
         "vramblk_gpu_utilization_ratio",
         GAUGE,
         "Share of time with kernels.",
         ("pci",),
-        "where its driver tells",
+        "if its driver reports it",
     ),
-    MetricInfo("vramblk_gpu_clock_hertz", GAUGE, "Clock.", ("pci", "clock"), "where its driver tells"),
+    MetricInfo("vramblk_gpu_clock_hertz", GAUGE, "Clock.", ("pci", "clock"), "if its driver reports it"),
     MetricInfo(
         "vramblk_device_info",
         GAUGE,

@@ -172,7 +172,7 @@ def _is_address(host: str) -> bool:
 
 
 def _unauthorized(request: Request) -> Response:
-    """A browser that opens the page is asked for a password; a program is told of the bearer token."""
+    """A browser that opens the page is asked for a password; a program gets a bearer challenge."""
     challenge = 'Basic realm="vramblk: the token is the password", charset="UTF-8"'
     if request.path != "/":
         challenge = 'Bearer realm="vramblk"'

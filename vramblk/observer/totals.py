@@ -86,7 +86,7 @@ def quantile_s(buckets: Cells, share: float) -> float | None:
 
 
 def open_connections(window: Window) -> int:
-    """Connections that a worker says are open, at most as many as its table has rows."""
+    """Open connections as a worker reports them, at most as many as its table has rows."""
     return min(window.load(Word.CONNECTIONS), CONNECTIONS)
 
 

@@ -3,5 +3,5 @@
 ``negotiation`` comes first. In transmission the bytes of a ``connection`` go one way: ``receive`` holds what
 came, ``dispatch`` decides what becomes of each request, ``ringwriter`` puts it into the ring, ``submissions``
 keeps what is in flight, ``replyqueue`` sends the replies, ``repair`` rewrites those of requests that failed.
-Whoever drives connections calls ``connection.complete``: nothing below calls back.
+The caller that drives connections calls ``connection.complete``: nothing below calls back.
 """

@@ -9,7 +9,7 @@ from ..nbd.replies import ReplyFormat
 from ..nbd.transmission import Request
 from ..shared.written import WrittenMap
 
-#: An answer tells of no more than this, bytes; the map of a larger range takes milliseconds to read.
+#: An answer describes no more than this, bytes; the map of a larger range takes milliseconds to read.
 _MOST_BYTES = 1 << 30
 _MOST_EXTENTS = 1024
 _STATE_HOLE_ZERO = 3

@@ -42,8 +42,8 @@ class Connection:
         timing: times the stages of each batch; without it nothing is wrapped.
 
     Attributes:
-        ended: no request will follow: the client said DISC, closed, or broke the protocol.
-        again: the socket may hold more although it does not say so.
+        ended: no request will follow: the client sent DISC, closed, or broke the protocol.
+        again: the socket may hold more although epoll does not report it.
         blocked: a request waits for room, or for the others' turn; pump again after something has moved.
         large: what is left of a request that travels in pieces.
         number: the connection's id at the supervisor.
@@ -240,7 +240,7 @@ class Connection:
         return True
 
     def fail(self, event: str, reason: str) -> None:
-        """Close without a word to the client."""
+        """Close; the client gets no answer."""
         if not self.replies.broken:
             self._log.warning(event, reason=reason)
         self.ended = True

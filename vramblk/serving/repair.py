@@ -1,6 +1,6 @@
 """Replies after a failure: only requests whose data arrived are answered with it.
 
-The engine says which requests of a run failed. A failed read of any kind becomes an error reply;
+The engine reports which requests of a run failed. A failed read of any kind becomes an error reply;
 the bytes that lie in its place were perhaps never read and do not leave the slab.
 """
 

@@ -38,7 +38,7 @@ Accounts = list[tuple[int, int, int]]
 
 @dataclass(frozen=True)
 class ExportView:
-    """What a worker knows of an export: its name, size and arenas (bytes), and its written-map."""
+    """A worker's description of an export: its name, size and arenas (bytes), and its written-map."""
 
     index: int
     name: str

@@ -20,7 +20,7 @@ from .slots import Slot
 
 _KILL_GRACE_S = 1.0
 _LONGEST_QUOTE = 200
-#: What a size can be; a faulty engine says anything.
+#: What a size can be; a faulty engine sends anything.
 _LARGEST = 1 << 62
 
 
@@ -36,7 +36,7 @@ class EngineProcess:
         progress: called with what it is doing before it is ready, bytes done and bytes in all.
         moved: called with a connection that a worker had better serve, its number, peer and how it goes on.
             The first is None if this process has no descriptor left: the kernel has closed it then.
-        tell_again_s: until it is told again what it had no room for.
+        tell_again_s: until a message is sent again for which it had no room.
 
     Attributes:
         ready: its memory is allocated, zeroed and proven, and it serves.
@@ -77,7 +77,7 @@ class EngineProcess:
         self._log = logs.get()
 
     def start(self) -> None:
-        """Fork it; ``ready`` tells when it serves."""
+        """Fork it; ``ready`` is true when it serves."""
         counters = self._shared.control.engine_counters
         slot = self._slot
         if slot is not None:

@@ -18,7 +18,7 @@ _KINDS: Mapping[int, type[StartupError]] = {
 
 
 def reporting(line: socket.socket, body: Callable[[], int]) -> int:
-    """Run a child's body; an exception that ends it is told on ``line`` first."""
+    """Run a child's body; an exception that ends it is sent on ``line`` first."""
     try:
         return body()
     except StartupError as error:

@@ -47,7 +47,7 @@ class LogPipe:
         poller.register(1, select.POLLOUT)
         deadline_s = time.monotonic() + _FLUSH_S
         try:
-            # Whoever has taken the observer over may have left a process that makes the shared one block.
+            # An attacker in the observer may have left a process that makes the shared one block.
             privileges.own_end(self.reader, os.O_RDONLY)
             while (left_s := deadline_s - time.monotonic()) > 0 and (
                 data := os.read(self.reader, select.PIPE_BUF)

@@ -60,7 +60,7 @@ _AFTER_FAULT_S = 0.02
 def serve(
     settings: Settings, open_memories: OpenMemories | None = None, startup_warnings: Sequence[str] = ()
 ) -> int:
-    """Run a server until it is told to stop; gives the exit status.
+    """Run a server until a signal stops it; gives the exit status.
 
     Args:
         open_memories: what the engine opens its memories with, ``vramblk.memory.open_memories`` by default.

@@ -23,8 +23,8 @@ def run_as_init() -> None:
 
     That process hands the signals that it is sent on to the supervisor, reaps, and ends with the last process
     of the namespace, with the supervisor's exit status (128 and the number of the signal that killed it).
-    After a clean end of the supervisor it ends at once: nothing is served any more, and whoever has taken the
-    observer over may have left processes. Once the supervisor is gone otherwise, SIGQUIT ends the others, and
+    After a clean end of the supervisor it ends at once: nothing is served any more, and an attacker in the
+    observer may have left processes. Once the supervisor is gone otherwise, SIGQUIT ends the others, and
     nothing else does.
 
     To be called with little imported: what is loaded by then stays with process 1.

@@ -1,4 +1,4 @@
-"""What a service manager such as systemd is told, and the watchdog that it may ask for.
+"""Messages to a service manager such as systemd, and the watchdog that it may ask for.
 
 Source: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
 """

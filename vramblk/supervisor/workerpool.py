@@ -2,7 +2,7 @@
 
 Of the workers it is the least loaded that is ready and does not stand still.
 
-``limits`` says how many are taken.
+``limits`` decides how many are taken.
 
 A faulty worker may write anything into its window, so nothing that is read there may raise here.
 """

@@ -1,7 +1,7 @@
 """The workers as the supervisor sees them: their start, their end, and what follows when one dies.
 
 A faulty worker may write anything into its window, so nothing that is read there may raise here. State
-changes come first, what a log event says of them afterwards.
+changes come first, their log events afterwards.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class WorkerProcesses:
         self._log = logs.get()
 
     def start(self) -> None:
-        """Fork all workers; ``ready`` tells when they take connections."""
+        """Fork all workers; ``ready`` is true when they take connections."""
         for slot in self._slots:
             self._start(slot)
 

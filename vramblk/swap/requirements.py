@@ -1,4 +1,4 @@
-"""What swap mode requires: how it is told, and what of it the settings alone decide."""
+"""What swap mode requires: how it is reported, and what of it the settings alone decide."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a server must hold so that swap on it cannot deadlock the machine: one table, and all that reads it.
 
 A page that the server itself needs may never wait for swap, since swap waits for the server. So
-memory is locked, the kernel is told not to start I/O for this server's allocations (IO_FLUSHER),
+memory is locked, the kernel does not start I/O for this server's allocations (IO_FLUSHER),
 the out-of-memory killer passes it over, and as a real-time task it may dip into the reserve when
 it sends. Any one of these alone was seen to hang; they are refused or granted together.
 
@@ -73,7 +73,7 @@ class Safeguard(NamedTuple):
         of_thread, of_process: read back whether one thread or process has it.
         of_server: read back what is wrong with the server, empty if nothing is. A row has at most one of
             these three; without any it is no part of the status and the metrics.
-        in_force: what the status tells while it is in force.
+        in_force: what the status reports while it is in force.
         remedy: what to do if it is not in force in a server that runs.
         inherited: taken by the supervisor before it forks; otherwise by each process, when it is set up.
         attempt: what ``vramblk check`` tries in place of ``take``.
@@ -243,7 +243,7 @@ def verify_threads(pids: Iterable[int]) -> list[str]:
 
 
 def read_back(running: Running) -> list[Precondition]:
-    """Every safeguard as it holds now, as the kernel tells and not as it was asked for."""
+    """Every safeguard as it holds now: read from the kernel, not what was asked for."""
     found = []
     for safeguard in TABLE:
         problem = _problem(safeguard, running)

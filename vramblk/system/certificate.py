@@ -85,7 +85,7 @@ def _elements(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def _seconds(tag: int, content: bytes) -> float:
-    """UTCTime with two figures of the year (1950 to 2049), otherwise GeneralizedTime."""
+    """UTCTime with two digits of the year (1950 to 2049), otherwise GeneralizedTime."""
     text = content.decode("ascii")
     if tag == _UTC_TIME:
         text = ("19" if text[:2] >= "50" else "20") + text

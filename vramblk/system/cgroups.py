@@ -73,7 +73,7 @@ def oom_kills(root: Path = ROOT) -> int:
 
 
 def machine_oom_kills(root: Path = ROOT) -> int:
-    """How often the kernel has killed a process for want of memory, at a limit or without one."""
+    """How often the kernel has killed a process because memory was short, at a limit or without one."""
     return read_fields(root / "proc/vmstat").get("oom_kill", 0)
 
 

@@ -34,7 +34,7 @@ _DEBUG, _INFO = 10, 20
 _LEADING = ("timestamp", "level", "event", "process", "pid")
 _LEVEL_COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 _PLAIN = "\x1b[0m"
-#: Exceptions behind an exception that are told too.
+#: Exceptions behind an exception that are logged too.
 _MOST_CAUSES = 8
 
 
@@ -250,5 +250,5 @@ limiter = Limiter()
 def limited(
     log: FilteringBoundLogger, event: str, *, key: Hashable = None, level: str = "warning", **fields: Any
 ) -> None:
-    """Log an event that can repeat without end; ``key`` tells kinds apart and must not come from a client."""
+    """Log an event that can repeat without end; ``key`` separates kinds and must not come from a client."""
     limiter.log(log, event, key, level, fields)

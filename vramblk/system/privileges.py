@@ -1,6 +1,6 @@
 """What the server's processes may do: the uids that its children run as, and the rights that each gives up.
 
-Workers parse what clients send, the observer parses HTTP. Whoever takes one of them over must not be root:
+Workers parse what clients send, the observer parses HTTP. An attacker who takes one over must not be root:
 each runs under a uid of its own, without any account, so it can neither read the memory of another process
 nor signal it.
 """
@@ -77,7 +77,7 @@ def start_no_process() -> None:
 def start_few_processes() -> None:
     """From here on all processes and threads of this uid, unless it is root's, are so many at most.
 
-    Otherwise whoever has taken this process over could use up those of the container or the unit.
+    Otherwise an attacker in this process could use up those of the container or the unit.
     """
     resource.setrlimit(resource.RLIMIT_NPROC, (_FEW, _FEW))
 
@@ -107,7 +107,7 @@ def drop(uid: int | None, *, keep: int = 0) -> None:
     if uid is not None:
         kernel.prctl(kernel.PR_SET_KEEPCAPS, 1)
         _become(uid)
-        kernel.leave_session_keyring()  # whoever has it reads root's keys in it, whatever the uid
+        kernel.leave_session_keyring()  # a process that has it reads root's keys in it, whatever the uid
         # It belongs to root already; fs.suid_dumpable could still let root's core handler have it.
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     kernel.set_capabilities(effective & keep, permitted & keep)
@@ -120,8 +120,8 @@ def drop(uid: int | None, *, keep: int = 0) -> None:
 def own_end(pipe: int, access: int) -> None:
     """Open a non-blocking end of a pipe anew under its number: others who have it do not share its flags.
 
-    Whoever takes this process over can make its descriptors block, also for a successor that inherits the
-    same. It must still be the uid that made the pipe.
+    An attacker in this process can make its descriptors block, also for a successor that inherits the same.
+    This process must still have the uid that made the pipe.
 
     Args:
         access: O_RDONLY for the reader, O_WRONLY for the writer.

@@ -158,7 +158,7 @@ def alive(pid: int) -> bool:
 
 
 def inherited_files() -> dict[int, tuple[int, int]]:
-    """Descriptors that whoever has started this program left open, with device and inode; none without /proc.
+    """Descriptors that this program inherited open, with device and inode; none without /proc.
 
     What Python opens is closed by exec, so these are the others, but for stdin, stdout and stderr.
     """

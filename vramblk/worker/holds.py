@@ -1,6 +1,6 @@
 """Memory of exports that is held only while a client is attached, from a worker's side; see ``shared.holds``.
 
-A client that has chosen such an export is counted. It is answered when the engine knows of it and holds the
+A client that has chosen such an export is counted. It is answered when the engine has seen it and holds the
 memory, or has found that there is not enough. It is counted out when its connection is closed.
 """
 
@@ -59,7 +59,7 @@ class Holds:
             self._claims[slot] = _Claim(export, self._change(export, 1))
             return None
         asked, words = self._claims[slot].asked, self._words
-        # In this order: only what the engine knows to be counted is not freed any more.
+        # In this order: only what the engine has seen counted is not freed any more.
         if _reached(words.seen, asked) and self._held.held(export):
             return ""
         if not _reached(words.answered, asked):

@@ -163,7 +163,7 @@ class ClientLoop:
         )  # fmt: skip
 
     def sleep(self) -> None:
-        """Wait until a client, the engine or the supervisor wants something."""
+        """Wait for a client, the engine or the supervisor."""
         self.doorbell.begin_sleep()
         if self.has_work():
             self.doorbell.end_sleep()
@@ -231,7 +231,7 @@ class ClientLoop:
         return True
 
     def _handle(self, events: list[tuple[int, int]]) -> bool:
-        self._look_at_state()  # whoever has sent these requests may have seen that the server drains
+        self._look_at_state()  # the client that sent these requests may have seen that the server drains
         progress = False
         for fd, event in events:
             if fd == self.doorbell.fd:

@@ -28,7 +28,7 @@ class Negotiations:
 
     Attributes:
         by_fd: all of them.
-        infos: what clients are told of the exports, by number.
+        infos: the exports' descriptions for clients, by number.
     """
 
     def __init__(

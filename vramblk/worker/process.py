@@ -58,7 +58,7 @@ class Worker:
             self._timing.watch_submissions(loop.submissions)
 
     def serve(self) -> None:
-        """Run until the supervisor says that no connection will come (and none is left)."""
+        """Run until the supervisor will hand over no further connection (and none is left)."""
         self.loop.window.store(Word.READY, 1)
         while True:
             try:
