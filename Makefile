@@ -50,7 +50,7 @@ $(COMPILED): $(STAMP) setup.py $(TYPES) $(wildcard $(TYPES:.pxd=.py))
 	@find vramblk -name '*.so' -delete
 	@$(BIN)/python setup.py build_ext --inplace >build/compile.log 2>&1 && \
 		$(BIN)/python -c 'import sys, vramblk.nbd.runs as m; sys.exit(m.__file__.endswith(".py"))' || \
-		echo "not compiled, so slower (build/compile.log): it takes a C compiler and the headers of $(BIN)/python"
+		echo "not compiled, so slower (build/compile.log): this requires a C compiler and the headers of $(BIN)/python"
 	@touch $@
 
 $(STAMP): pyproject.toml $(LOCK)
@@ -66,7 +66,7 @@ $(STAMP): pyproject.toml $(LOCK)
 # itself fails, as with a broken driver.
 run: install
 	@found=$$($(BIN)/vramblk devices --json) || { status=$$?; \
-		echo "vramblk devices failed, so whether there is a GPU is not known; system RAM: $(BIN)/vramblk --allow-cpu" >&2; \
+		echo "vramblk devices failed, so it is not known whether there is a GPU; to serve system RAM, type: $(BIN)/vramblk --allow-cpu" >&2; \
 		exit $$status; }; \
 	if printf '%s\n' "$$found" | $(BIN)/python -c 'import json, sys; \
 		sys.exit(not any(d["type"].upper() == "GPU" and d["usable"] for d in json.load(sys.stdin)["devices"]))'; \

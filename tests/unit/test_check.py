@@ -217,7 +217,7 @@ def test_a_directory_that_only_root_can_make_is_made_with_sudo() -> None:
 
 def test_the_last_line_is_the_verdict(device: str, capsys: pytest.CaptureFixture[str]) -> None:
     for size, expected in (
-        ("65M", "the server would not start, for want of: device"),
+        ("65M", "the server would not start; missing: device"),
         ("64M", "the server would start"),
     ):
         check.run(load_settings(["--device", device, "--size", size, "--listen-addr", "127.0.0.1:0"], {}), json=False)

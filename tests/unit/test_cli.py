@@ -99,7 +99,7 @@ def test_own_options_of_subcommands(calls: list[tuple[str, Settings, argparse.Na
         (["--bogus"], "unknown flag '--bogus'; vramblk --help lists all"),
         (["--metric-addr", "x"], "the nearest is --metrics-addr"),
         (["help", "frobnicate"], "frobnicate"),
-        (["--size", "64M", "check"], "a subcommand stands first"),
+        (["--size", "64M", "check"], "the subcommand comes first"),
         (["--size", "64Q"], "size = '64Q' (flag --size)"),
         (["--json"], "--list-devices"),
         (["selftest", "--passes", "0"], "1 to 1000000"),

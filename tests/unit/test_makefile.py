@@ -96,4 +96,4 @@ def test_a_question_that_fails_is_not_taken_for_no_gpu(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "served" not in done.stdout
     assert "libcuda.so.1: broken" in done.stderr
-    assert "whether there is a GPU is not known" in done.stderr
+    assert "not known whether there is a GPU" in done.stderr

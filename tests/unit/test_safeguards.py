@@ -233,7 +233,7 @@ def test_a_low_oom_score_is_refused_by_name() -> None:
         taken="oom_score",
     )
     assert line.startswith(
-        "swap mode needs oom_score_adj -1000: Permission denied, it takes CAP_SYS_RESOURCE; run as root on the host, "
+        "swap mode needs oom_score_adj -1000: Permission denied, this requires CAP_SYS_RESOURCE; run as root on the host, "
         "or give the container SYS_RESOURCE"
     )
     assert line.endswith("or start it with that score (oom_score_adj of Compose, OOMScoreAdjust of systemd)")
@@ -250,7 +250,7 @@ def test_a_low_oom_score_is_refused_by_name() -> None:
         ),
         (
             "~(1 << kernel.CAP_SYS_NICE)",
-            "swap mode needs SCHED_FIFO: Operation not permitted, it takes CAP_SYS_NICE or a limit of real-time "
+            "swap mode needs SCHED_FIFO: Operation not permitted, this requires CAP_SYS_NICE or a limit of real-time "
             "priority; run as root on the host, or give the container SYS_NICE or ulimit rtprio "
             "(compose.swap.yaml does)",
         ),

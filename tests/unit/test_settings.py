@@ -264,7 +264,7 @@ def test_slices_are_exports_of_equal_size(config: Callable[[str], str]) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("exports: [{name: a, slices: 2}, {name: a-1}]", ["'a-1'", "exports[0] has it too"]),
+        ("exports: [{name: a, slices: 2}, {name: a-1}]", ["'a-1'", "exports[0] has the same name"]),
         ("exports: [{name: a, slices: 40}, {name: b, slices: 40}]", ["80 exports", "at most 64"]),
         (f"slices: 2\nexport_name: {'x' * 4095}", ["too long with the number of its slice"]),
     ],
@@ -311,8 +311,8 @@ def test_export_named_twice(config: Callable[[str], str]) -> None:
         ("\n\nexport-nam: x", ["'export-nam'", "line 3", "nearest is export_name"]),
         ("exports: [{siz: 1M}]", ["'siz'", "exports[0]", "nearest is size"]),
         ("exports: [{workers: 1}]", ["'workers'", "name, slices, mode"]),
-        ("size: 1M\nsize: 2M", ["size stands twice", "line 2"]),
-        ("read_only: on\nread-only: off", ["read_only stands twice"]),
+        ("size: 1M\nsize: 2M", ["size occurs twice", "line 2"]),
+        ("read_only: on\nread-only: off", ["read_only occurs twice"]),
         ("exports: []", ["exports"]),
         ("exports: {name: a}", ["exports", "not a list"]),
         ("exports: [a]", ["exports[0]", "not a mapping"]),

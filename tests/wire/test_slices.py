@@ -66,7 +66,7 @@ def test_all_devices_serve_with_slices(start: Start) -> None:
     [
         ({}, (), 78, "no GPU found"),
         ({"OCL_ICD_VENDORS": "/nowhere"}, ("--allow-cpu",), 78, "OpenCL"),
-        ({}, ("--allow-cpu", "--config", "{config}"), 2, "another export has it too"),
+        ({}, ("--allow-cpu", "--config", "{config}"), 2, "another export has the same name"),
     ],
 )
 def test_devices_that_cannot_be_found(

@@ -62,7 +62,7 @@ def verdict(requirements: Sequence[Requirement]) -> str:
     missing = dict.fromkeys(each.name for each in requirements if each.state == MISSING)
     warnings = dict.fromkeys(each.name for each in requirements if each.state == WARNING)
     if missing:
-        return f"the server would not start, for want of: {', '.join(missing)}"
+        return f"the server would not start; missing: {', '.join(missing)}"
     return "the server would start" + (f", with warnings: {', '.join(warnings)}" if warnings else "")
 
 

@@ -195,7 +195,7 @@ class Settings:
         names = [export.name for export in exports]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ConfigError(
-                f"export_name = {sources.quote(twice[0])}: another export has it too, with device "
+                f"export_name = {sources.quote(twice[0])}: another export has the same name, with device "
                 f"{ALL_DEVICES}; allowed: a different name for each export"
             )
         _check_names(exports)
@@ -307,7 +307,8 @@ def _exports(
             if export.name in first_use:
                 raise ConfigError(
                     f"export_name = {sources.quote(export.name)} ({file.path} key exports[{index}].name): "
-                    f"exports[{first_use[export.name]}] has it too; allowed: a different name for each export"
+                    f"exports[{first_use[export.name]}] has the same name; "
+                    "allowed: a different name for each export"
                 )
             first_use[export.name] = index
             exports.append(export)

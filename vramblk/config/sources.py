@@ -114,7 +114,7 @@ class OneLineParser(argparse.ArgumentParser):
                 hint = f"the nearest is {near}, " if near else ""
                 raise ConfigError(f"unknown flag {quote(flag)}; {hint}{self.prog} --help lists all")
             raise ConfigError(
-                f"unexpected argument {quote(argument)}; a subcommand stands first, "
+                f"unexpected argument {quote(argument)}; the subcommand comes first, "
                 f"{self.prog} --help lists what is allowed"
             )
         return namespace
@@ -257,7 +257,7 @@ def _pairs(node: yaml.Node, path: str, place: str, known: Sequence[str]) -> list
             hint = f"the nearest is {near}; " if near else ""
             raise ConfigError(f"unknown key {written} in {line}; {hint}allowed: {', '.join(known)}")
         if key in pairs:
-            raise ConfigError(f"key {key} stands twice in {line}; allowed: once")
+            raise ConfigError(f"key {key} occurs twice in {line}; allowed: once")
         pairs[key] = value
     return list(pairs.items())
 

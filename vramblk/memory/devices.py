@@ -212,7 +212,7 @@ def _describe(cl: Any, platform_index: int, device_index: int, platform: Any, de
     known = cl.device_type.GPU | cl.device_type.CPU | cl.device_type.ACCELERATOR
     problem = None
     if not ask("available", True):
-        problem = "the runtime says that it is not available"
+        problem = "the runtime reports that it is not available"
     elif not ask("compiler_available", True):
         problem = "it has no compiler for kernels"
     elif not ask("endian_little", True):

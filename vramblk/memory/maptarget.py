@@ -207,7 +207,7 @@ def export_size(path: str, length: int, size: Size, slices: int = 1) -> int:
     if not length:
         if size.kind is not SizeKind.BYTES:
             raise PreconditionError(
-                f"map:{path} does not tell its length, so size {size} means nothing; give it in bytes"
+                f"map:{path} does not report its length, so size {size} cannot be computed; give it in bytes"
             )
         return int(size.amount)
     try:
@@ -253,7 +253,7 @@ def known_length(path: str, descriptor: int) -> int:
             return 0
     if not status.st_size:
         raise PreconditionError(
-            f"map:{path} is empty; make it as long as the export shall be (truncate -s SIZE {path})"
+            f"map:{path} is empty; make it as long as the export (truncate -s SIZE {path})"
         )
     return status.st_size
 

@@ -166,7 +166,9 @@ class Listener:
                 logs.limited(
                     logs.get(), "observer_request_failed", level="error", path=request.path, exc_info=True
                 )
-                response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "the observer failed; the log says how")
+                response = plain(
+                    HTTPStatus.INTERNAL_SERVER_ERROR, "the observer failed; see the server's log"
+                )
         _send(sock, _encode(http, response, method))
         if response.pieces is not None and method != "HEAD":
             for piece in response.pieces:

@@ -188,7 +188,7 @@ def _drain(document: dict[str, Any]) -> Iterator[OperatorWarning]:
         yield OperatorWarning(
             "draining",
             "warning",
-            f"The server was told to stop and waits for its clients: {peers}.",
+            f"The server is stopping and waits for its clients: {peers}.",
             "sudo vramblk-swap down",
         )
     else:
@@ -256,7 +256,7 @@ def _exposure(document: dict[str, Any], settings: Settings) -> Iterator[Operator
         yield OperatorWarning(
             "metrics_exposed",
             "note",
-            f"Anybody who reaches {metrics} can read these figures.",
+            f"Anybody who reaches {metrics} can read these metrics.",
             _sentence(METRICS_REMEDY),
         )
 

@@ -321,9 +321,9 @@ def _set_io_flusher() -> None:
         kernel.prctl(kernel.PR_SET_IO_FLUSHER, 1)
     except OSError as error:
         if error.errno == errno.EINVAL:
-            raise UnmetRequirement("the kernel does not know it", "use Linux 5.6 or later") from error
+            raise UnmetRequirement("the kernel does not support it", "use Linux 5.6 or later") from error
         raise UnmetRequirement(
-            f"{error.strerror}, it takes CAP_SYS_RESOURCE", _GRANT_SYS_RESOURCE
+            f"{error.strerror}, this requires CAP_SYS_RESOURCE", _GRANT_SYS_RESOURCE
         ) from error
 
 
@@ -333,7 +333,7 @@ def _set_oom_score() -> None:
             proc.write_oom_score_adj(OOM_SCORE_ADJ)
     except OSError as error:
         raise UnmetRequirement(
-            f"{error.strerror}, it takes CAP_SYS_RESOURCE",
+            f"{error.strerror}, this requires CAP_SYS_RESOURCE",
             f"{_GRANT_SYS_RESOURCE}, or start it with that score "
             "(oom_score_adj of Compose, OOMScoreAdjust of systemd)",
         ) from error
@@ -350,7 +350,7 @@ def _set_realtime() -> None:
                 "or use a kernel without CONFIG_RT_GROUP_SCHED",
             ) from error
         raise UnmetRequirement(
-            f"{error.strerror}, it takes CAP_SYS_NICE or a limit of real-time priority",
+            f"{error.strerror}, this requires CAP_SYS_NICE or a limit of real-time priority",
             "run as root on the host, or give the container SYS_NICE or ulimit rtprio "
             "(compose.swap.yaml does)",
         ) from error
