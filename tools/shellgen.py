@@ -223,13 +223,13 @@ def man_page() -> str:
     parts.append(".SH SUBCOMMANDS")
     parts += [f".TP\n.B {name}\n{roff(command.help)}." for name, command in COMMANDS.items()]
     parts.append(
-        ".SH OPTIONS\nEvery option has an environment variable and a YAML key;"
-        " a flag wins over a variable, a variable over the file."
+        ".SH OPTIONS\nEvery option has an environment variable and a YAML key."
+        " A flag overrides a variable. A variable overrides the file."
     )
     for group in GROUPS:
         parts.append(f'.SS "{roff(group)}"')
         parts += [_man_option(option) for option in OPTIONS if option.group == group]
-    parts.append('.SS "Of single subcommands"')
+    parts.append('.SS "Options of subcommands"')
     for own in own_arguments():
         where = "" if len(own.commands) == len(COMMANDS) else f" ({', '.join(own.commands)})"
         names = f"{own.name} {own.value}".strip()
@@ -257,21 +257,28 @@ vramblk \- serve GPU memory as an NBD block device
 .RI [ subcommand ]
 .RI [ options ]
 .SH DESCRIPTION
-Serves memory of a GPU over the Network Block Device protocol, as scratch disk or as swap space. All of it is
-allocated, zeroed and proven before clients are served. Without a subcommand it serves."""
+vramblk serves the memory of a GPU over the Network Block Device protocol, as a scratch disk or as swap space.
+It allocates, zeroes and proves all memory before it serves clients.
+Without a subcommand it runs
+.BR serve .
+.PP
+The content of an export is lost when the server stops.
+On TCP, everybody who reaches the port can read and write the exports, unless TLS with client certificates
+or keys is required."""
 _MAN_TAIL = r""".SH "EXIT STATUS"
 .TP
 .B 0
-The server was told to stop and did, or the result is good.
+The server stopped in order, or the result is good.
 .TP
 .B 1
-A failure at run time: a busy address, an unusable socket path, a lost engine, a server that does not answer.
+A failure at run time: an address is in use, a socket path cannot be used, the engine has ended, or a server
+does not answer.
 .TP
 .B 2
-A bad value; the line on stderr names setting, source, value and what is allowed.
+A bad value. The line on stderr names the setting, its source, the value and what is allowed.
 .TP
 .B 78
-A missing device, permission or capability; the line says what to do about it.
+This machine lacks a device, a permission or a capability. The line on stderr has the remedy.
 .SH FILES
 .TP
 .I /run/vramblk/nbd.sock
@@ -281,10 +288,52 @@ Usual Unix socket of the server.
 Status socket of a server that runs as root; otherwise
 .IR $XDG_RUNTIME_DIR/vramblk\-status.sock .
 .SH SIGNALS
-SIGTERM and SIGINT: take no new clients and leave when the last one has gone; in scratch mode
-at the latest after
+.TP
+.B SIGTERM, SIGINT
+Accept no new clients, and end when the last client has disconnected. In scratch mode the server ends at the
+latest after
 .BR \-\-drain\-timeout .
-SIGQUIT: end at once.
+.TP
+.B SIGHUP
+Read the TLS files again, for new connections.
+.TP
+.B SIGQUIT
+End at once. Never use it under live swap.
+.SH EXAMPLES
+Show the GPUs, and what this machine lacks:
+.PP
+.nf
+.RS
+vramblk devices
+vramblk check
+.RE
+.fi
+.PP
+Serve 8 GiB of VRAM on a Unix socket:
+.PP
+.nf
+.RS
+sudo vramblk \-\-size 8G \-\-listen\-addr unix:/run/vramblk/nbd.sock
+.RE
+.fi
+.PP
+Make it a disk:
+.PP
+.nf
+.RS
+sudo nbd\-client \-unix /run/vramblk/nbd.sock /dev/nbd0 \-N vram \-b 4096
+sudo mkfs.ext4 /dev/nbd0
+.RE
+.fi
+.PP
+Serve it as swap space, and turn swap on:
+.PP
+.nf
+.RS
+sudo vramblk \-\-mode swap \-\-size 8G \-\-listen\-addr unix:/run/vramblk/nbd.sock
+sudo vramblk\-swap up
+.RE
+.fi
 .SH "SEE ALSO"
 .BR nbd\-client (8),
 .BR nbdcopy (1),

@@ -245,16 +245,16 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS: dict[str, Command] = {
-    SERVE: Command("serve until told to stop", _serve, json=False),
-    "devices": Command("list platforms and devices", _devices, ("config", "verbose")),
+    SERVE: Command("serve until a signal stops the server", _serve, json=False),
+    "devices": Command("list OpenCL platforms and devices", _devices, ("config", "verbose")),
     "check": Command("print every setting with its source, and what this machine lacks", _check),
-    "status": Command("ask a running server how it is", _status, _CLIENT, add_arguments=_add_status),
-    "top": Command("the status of a running server, live in a terminal", _top, _CLIENT, json=False),
+    "status": Command("print the status of a running server", _status, _CLIENT, add_arguments=_add_status),
+    "top": Command("show the status of a running server, live in a terminal", _top, _CLIENT, json=False),
     "relay": Command(
-        "serve metrics and page of a running server from its status socket", _relay, _RELAY, json=False
+        "serve metrics and status page over TCP, from a server's status socket", _relay, _RELAY, json=False
     ),
     "bench": Command(
-        "measure a running server",
+        "measure the speed of a running server",
         _bench,
         ("listen_addr", "export_name", "tls", "tls_certificates", *_DEVICE),
         add_arguments=_add_bench,

@@ -1,12 +1,12 @@
 # fish completion for vramblk. Made by python -m tools.shellgen from the table of options.
 complete -c vramblk -f
-complete -c vramblk -n __fish_use_subcommand -a serve -d 'serve until told to stop'
-complete -c vramblk -n __fish_use_subcommand -a devices -d 'list platforms and devices'
+complete -c vramblk -n __fish_use_subcommand -a serve -d 'serve until a signal stops the server'
+complete -c vramblk -n __fish_use_subcommand -a devices -d 'list OpenCL platforms and devices'
 complete -c vramblk -n __fish_use_subcommand -a check -d 'print every setting with its source, and what this machine lacks'
-complete -c vramblk -n __fish_use_subcommand -a status -d 'ask a running server how it is'
-complete -c vramblk -n __fish_use_subcommand -a top -d 'the status of a running server, live in a terminal'
-complete -c vramblk -n __fish_use_subcommand -a relay -d 'serve metrics and page of a running server from its status socket'
-complete -c vramblk -n __fish_use_subcommand -a bench -d 'measure a running server'
+complete -c vramblk -n __fish_use_subcommand -a status -d 'print the status of a running server'
+complete -c vramblk -n __fish_use_subcommand -a top -d 'show the status of a running server, live in a terminal'
+complete -c vramblk -n __fish_use_subcommand -a relay -d 'serve metrics and status page over TCP, from a server’s status socket'
+complete -c vramblk -n __fish_use_subcommand -a bench -d 'measure the speed of a running server'
 complete -c vramblk -n __fish_use_subcommand -a selftest -d 'test the memory of a device'
 complete -c vramblk -n 'not __fish_seen_subcommand_from devices check status top relay bench selftest' -l size -s s -x -d 'Size of the export, rounded up to 4 KiB. % and max refer to memory that can be allocated.'
 complete -c vramblk -n 'not __fish_seen_subcommand_from devices check status top relay bench selftest' -l export-name -s e -x -d 'Name of the export. Clients that request the empty name get the first one.'
