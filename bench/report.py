@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""A result as Markdown and as plots: ``bench/report.py RESULT.json`` writes RESULT.md, .png and .svg."""
+"""A result as Markdown and as plots: ``bench/report.py RESULT.json`` writes RESULT.md, .png and .svg.
+
+With ``--rates FILE.svg`` it draws the rates instead of ratios, for readers who do not know the other servers.
+"""
 
 from __future__ import annotations
 
@@ -212,14 +215,51 @@ def _plot(document: Document) -> Any:
     return figure
 
 
+def draw_rates(path: Path, document: Document) -> None:
+    """The rates of every server, one panel for each unit, without the rows of depth 4."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    servers = [PROJECT, *others(document)]
+    units = list(dict.fromkeys(found["unit"] for found in document["rows"].values()))
+    figure, panels = pyplot.subplots(1, len(units), figsize=(5 * len(units), 2.8), squeeze=False)
+    for panel, unit in zip(panels[0], units, strict=True):
+        rows = [row for row, each in document["rows"].items() if each["unit"] == unit and "qd4" not in row]
+        width = 0.8 / len(servers)
+        for index, server in enumerate(servers):
+            found = [results.rates(document, row, server) for row in rows]
+            heights = [each.median if each else 0 for each in found]
+            spread = [[each.median - each.low if each else 0 for each in found],
+                      [each.high - each.median if each else 0 for each in found]]  # fmt: skip
+            places = [at + (index - (len(servers) - 1) / 2) * width for at in range(len(rows))]
+            panel.bar(places, heights, width, label=server, yerr=spread, error_kw={"linewidth": 0.8})
+        panel.set_xticks(range(len(rows)), [row.replace(" ", "\n", 1) for row in rows], fontsize=7)
+        panel.set_ylabel(unit)
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=len(servers), loc="lower center")
+    figure.suptitle(", ".join(machine.lines(document["machine"])[0].split(", ")[:2]), fontsize=9)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(path, dpi=120)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Markdown and plots from results that bench/run.py or curves.py wrote."
     )
     parser.add_argument("result", nargs="+", type=Path, metavar="RESULT.json")
-    for path in parser.parse_args().result:
+    parser.add_argument("--rates", type=Path, metavar="FILE", help="draw the rates of one result here")
+    arguments = parser.parse_args()
+    for path in arguments.result:
         try:
-            written = write(path, results.load(path))
+            document = results.load(path)
+            if arguments.rates:
+                draw_rates(arguments.rates, document)
+                written = [arguments.rates]
+            else:
+                written = write(path, document)
         except results.ResultError as error:
             print(f"report.py: {error}", file=sys.stderr)
             return 1

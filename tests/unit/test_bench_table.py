@@ -348,6 +348,23 @@ def test_as_many_requests_as_bytes(fake, greeter) -> None:
     assert not any(word.startswith(("--runtime", "--time_based")) for word in command)
 
 
+@pytest.mark.skipif(not find_spec("matplotlib"), reason="requires matplotlib")
+def test_rates_are_drawn_with_every_server_and_both_units(tmp_path) -> None:
+    """A server without a sample in a row has no bar there."""
+    found = document(**{
+        "4k randread qd32": {"vramblk": [900, 1000], peers.MEMORY: []}, "1m read qd8": {"vramblk": [9], peers.MEMORY: [8]},
+    })  # fmt: skip
+    found["rows"]["1m read qd8"]["unit"] = "MiB/s"
+    (tmp_path / "r.json").write_text(json.dumps(found))
+    # A process of its own, since matplotlib keeps fonts open.
+    subprocess.run(
+        [sys.executable, ROOT / "bench/report.py", "--rates", tmp_path / "rates.svg", tmp_path / "r.json"], check=True, timeout=60
+    )
+    text = (tmp_path / "rates.svg").read_text()
+    drawn = re.findall(r"<!-- (.+?) -->", text)
+    assert {"vramblk", peers.MEMORY, "IOPS", "MiB/s"} <= set(drawn)
+
+
 def test_markdown_and_plot_are_written_beside_the_json(tmp_path, capsys) -> None:
     found = document(**{"4k randread qd32": {"vramblk": [900, 1000], peers.MEMORY: [500, 400]}})
     names = {path.suffix for path in report.write(tmp_path / "r.json", found)}
