@@ -1,4 +1,4 @@
-"""fio as the client: command lines, and what its JSON says.
+"""fio as the client: command lines, and the results in its JSON.
 
 The command comes from the environment variable FIO, so that a wrapper works too:
 FIO='env LD_LIBRARY_PATH=/x /x/ld-linux-x86-64.so.2 /x/fio'.

@@ -1,4 +1,4 @@
-"""What the rows are held against, and whether a result reaches it. Printed, not judged."""
+"""The goals of each row, and whether a result reaches them. A missed goal is printed and is no failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the figures were measured on: hardware, driver, kernel, versions and the source itself."""
+"""The machine of a measurement: hardware, driver, kernel, versions and the source itself."""
 
 from __future__ import annotations
 

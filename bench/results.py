@@ -1,4 +1,4 @@
-"""The result of a run: one JSON document, written anew after each finished row, so that a run can go on."""
+"""The result of a run: one JSON document, written again after each row, so that a run can continue."""
 
 from __future__ import annotations
 

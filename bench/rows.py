@@ -1,4 +1,4 @@
-"""The rows of the table, and the figures that they are held against.
+"""The rows of the table, and the rates that they are compared with.
 
 The reference figures are those of docs/design/performance.md: fio on one NVIDIA H200, Unix socket, 2 GiB.
 A row's target is factor x figure of the best C program x (nbdkit's memory plugin now / then), since

@@ -1,4 +1,4 @@
-"""The VRAMBLK_ variables that others than the server read, for the documentation.
+"""The VRAMBLK_ variables that other programs than the server read, for the documentation.
 
 The server has only their names, so that it does not warn of them: ``vramblk.config.variables``.
 """

@@ -1,7 +1,7 @@
 # shellcheck shell=sh disable=SC2034,SC2154
 # What the server answers on its status socket.
 
-# Sets answer, NAME=value lines (docs/status.md). Whoever sends them may be hostile: 256 KiB within ten seconds, all of
+# Sets answer, NAME=value lines (docs/reference/status.md). Whoever sends them may be hostile: 256 KiB within ten seconds, all of
 # them or nothing, and from the socket itself: a link could lead to any other.
 ask_server() {
     answer=''

@@ -1,4 +1,4 @@
-"""``vramblk bench``: what a running server does, for those who have no fio.
+"""``vramblk bench``: the speed of a running server, for users without fio.
 
 Only reads by default: a server may hold somebody's file system or swap. One Python client on one
 connection cannot saturate a fast server; the table for that is made by bench/run.py with fio.

@@ -1,4 +1,4 @@
-"""``vramblk check``: every setting with where it came from, and what this machine lacks to serve with them.
+"""``vramblk check``: every setting with its source, and what this machine lacks to serve with them.
 
 Nothing here is allocated or left changed: what can only be proven by doing is done and undone.
 """

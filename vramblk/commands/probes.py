@@ -1,4 +1,4 @@
-"""What this machine lets a process do, each found by trying it and undoing it at once."""
+"""What this machine allows a process to do. Each is tried, and undone at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``vramblk selftest``: a test of the memory that the settings name, before anyone swaps on it.
+"""``vramblk selftest``: a test of the memory that the settings name, before it is used for swap.
 
 Each pattern is written over the whole export and read back on the device: address-in-address finds
 crossed address lines, walking bits find crossed data lines and neighbours that influence each other,

@@ -1,4 +1,4 @@
-"""``vramblk status``: the status document of a running server, for people or as it is."""
+"""``vramblk status``: the status document of a running server, as a table or as JSON."""
 
 from __future__ import annotations
 

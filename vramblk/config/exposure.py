@@ -1,4 +1,4 @@
-"""Which addresses serve anybody who reaches them; asked by the log, the status and ``check``."""
+"""Which addresses serve everybody who reaches them. The log, the status and ``check`` warn of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which VRAMBLK_ variables something reads. The server warns of any other, which is a slip of the fingers."""
+"""Which VRAMBLK_ variables are read by some program. The server warns of any other: it is a misspelling."""
 
 from __future__ import annotations
 

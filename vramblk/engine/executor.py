@@ -1,4 +1,4 @@
-"""Executes what the workers have queued. It knows rings and memories, no process and no message.
+"""Executes what the workers have queued. It uses rings and memories, but no processes and no messages.
 
 One turn takes what the windows hold, makes one batch of it for each export, executes it, and only then
 says that the entries are done. What a worker wrote is read once, into memory of the engine's own, and

@@ -1,4 +1,4 @@
-"""Fences: what a new connection's transmission waits for, so that older connections cannot overtake it.
+"""Fences: a new connection waits for them, so that requests of older connections cannot run after its own.
 
 A worker asks for a fence before it answers GO or EXPORT_NAME. The engine lets it pass when everything that
 was accepted from connections which had ended when the client asked is finished, or will not run:

@@ -1,4 +1,4 @@
-"""What is looked at for each request before a batch takes it: places, order, marks.
+"""Checks of each request before a batch takes it: places, order, marks.
 
 Compiled, with the types of ``intake.pxd``: every request of every client passes here.
 

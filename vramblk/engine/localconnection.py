@@ -1,4 +1,4 @@
-"""A connection that the engine serves itself: the short path while it can, the workers' way otherwise."""
+"""A connection that the engine serves itself: on the short path, or with the workers' code."""
 
 from __future__ import annotations
 

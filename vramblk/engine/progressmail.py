@@ -1,4 +1,4 @@
-"""How far the engine's start is, told to the supervisor, which draws it where there is a terminal.
+"""The progress of the engine's start, sent to the supervisor, which draws a bar on a terminal.
 
 The mail socket also carries what must arrive, so a report goes only into an empty one: it never
 fills the socket, however long the supervisor does not read, and the next report makes up for it.

@@ -1,4 +1,4 @@
-"""Ranges whose requests fail: requests for them are executed alone, so that they spoil no batch of others.
+"""Ranges whose requests fail: requests for them are executed alone, so that no batch of others fails.
 
 A batch that fails is repeated request by request. A client that asks for one bad block again and again
 would have every batch that it is part of executed twice.

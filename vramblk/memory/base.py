@@ -1,4 +1,4 @@
-"""What the engine serves from: one interface, whatever the memory is.
+"""The memory that the engine serves: one interface for every kind of memory.
 
 A batch is everything that the workers had queued for one export at one moment. Small requests come
 as runs, whose columns are in the layout of the kernels' argument table; the rest comes as

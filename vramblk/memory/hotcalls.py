@@ -1,4 +1,4 @@
-"""The few OpenCL calls that every batch makes, straight through ctypes on pyopencl's handles.
+"""The few OpenCL calls that every batch makes, directly through ctypes on pyopencl's handles.
 
 pyopencl's own wrappers cost several times what the driver does (``set_arg`` of a 4 KiB table 11 to
 15 us against 1), and the event that it returns for a copy waits when it is dropped. Everything that

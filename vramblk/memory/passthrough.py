@@ -1,4 +1,4 @@
-"""Why there is no GPU although someone meant to pass one in: what device files and libraries tell.
+"""Why a container that should have a GPU has none, found from device files and libraries.
 
 Asked only after discovery found none, in the process that has loaded OpenCL: OpenCL itself says no
 more than "no platform", be it a forgotten ``--gpus``, a driver without its OpenCL library or a

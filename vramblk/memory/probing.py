@@ -1,4 +1,4 @@
-"""How much of a device's memory an export can really have, and who gets how much of it.
+"""How much of a device's memory can really be allocated, and how much of it each export gets.
 
 Runtimes report what a device has, not what is free, and buffers get their memory only when they are
 touched. So it is tried: buffers are made and zeroed until the device refuses, and given back.

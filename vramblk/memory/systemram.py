@@ -1,4 +1,4 @@
-"""Exports that lie in system RAM, beside what the server itself takes, against the limits of cgroups.
+"""Exports in system RAM: whether they and the server itself fit the limits of cgroups.
 
 At such a limit the kernel kills the engine, and with it goes all data: so it is compared before anything
 is allocated.

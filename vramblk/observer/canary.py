@@ -1,4 +1,4 @@
-"""The canary: a 4 KiB read of each export that goes the way of a client's, through a ring and the engine.
+"""The canary: a 4 KiB read of each export that goes through a ring and the engine, as a client's read does.
 
 Of an export whose memory is not held, as many bytes go to its device and back instead.
 """

@@ -1,4 +1,4 @@
-"""Whether the server is well, in one line."""
+"""Whether the server is healthy, in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in an export the requests of the last half minute were: a glance at the rings once a second.
+"""Where in an export the requests of the last half minute were: the observer reads the rings once a second.
 
 The data path counts nothing for this. An entry that is overwritten while it is looked at puts a
 request into a wrong cell, which is harmless in a picture.

@@ -1,4 +1,4 @@
-"""Moves log lines from the pipe that all processes share to stdout, which may be as slow as it likes."""
+"""Moves log lines from the pipe that all processes share to stdout, which may be slow."""
 
 from __future__ import annotations
 

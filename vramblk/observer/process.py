@@ -1,4 +1,4 @@
-"""The observer process: puts its parts together and accepts until the supervisor has gone."""
+"""The observer process: starts its parts and accepts connections until the supervisor has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The status document, /status.json: what people and scripts want to know, in one versioned schema.
+"""The status document, /status.json: the state of the server for people and scripts, in one versioned schema.
 
 Keys are added without notice. ``SCHEMA`` is raised when a key is removed or changes its meaning.
 docs/reference/status.md describes every key.

@@ -1,4 +1,4 @@
-"""Threads of the observer: daemons with small stacks, which no exit waits for."""
+"""Threads of the observer: daemons with small stacks. No exit waits for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people should know before anything else: in plain words, with what to do about it."""
+"""Warnings of the status document: what is wrong, and what to do about it."""
 
 from __future__ import annotations
 

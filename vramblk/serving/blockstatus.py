@@ -1,4 +1,4 @@
-"""The answer to a block status: what the written-map says of a range, or of its beginning."""
+"""The answer to a block status: the written-map of a range, or of its beginning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides what becomes of each run and each request of one connection, in the order in which they came."""
+"""Decides how each run and each request of one connection is executed, in the order in which they came."""
 
 from __future__ import annotations
 

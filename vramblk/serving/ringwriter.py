@@ -1,4 +1,4 @@
-"""Writes requests of one connection into the ring, and into the slab what of their replies is no data.
+"""Writes requests of one connection into the ring, and the headers of their replies into the slab.
 
 Every method answers False (or None) while ring, columns or transmit lane have no room, and has
 then changed nothing: the caller tries again after something has completed.

@@ -1,4 +1,4 @@
-"""A drain: how long a server that was told to stop waits for its clients.
+"""A drain: how long a stopping server waits for its clients.
 
 In scratch mode until the last one has gone or the deadline has come; in swap mode until the last one
 has gone, however long, since the memory must never be freed under one.

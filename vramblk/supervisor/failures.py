@@ -1,4 +1,4 @@
-"""How a child says why it failed: one message on the socket that it shares with the supervisor.
+"""How a child reports why it failed: one message on the socket that it shares with the supervisor.
 
 Only the supervisor writes to stderr, so what ends a child has to reach it.
 """

@@ -1,4 +1,4 @@
-"""What is there before the first process is forked: passed checks, sockets, log pipe and shared memory."""
+"""What exists before the first process is forked: passed checks, sockets, log pipe and shared memory."""
 
 from __future__ import annotations
 

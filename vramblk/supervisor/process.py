@@ -1,4 +1,4 @@
-"""The supervisor: makes everything, starts the other processes, and obeys signals.
+"""The supervisor: makes everything, starts the other processes, and handles signals.
 
 It does almost nothing while the server serves, so that little can fail in it. It is single-threaded
 and never loads OpenCL, so it can fork at any time.

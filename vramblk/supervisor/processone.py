@@ -1,4 +1,4 @@
-"""What is process 1 of a container in swap mode, so that the supervisor is not.
+"""Process 1 of a container in swap mode, so that the supervisor is another process.
 
 The kernel ends a process namespace with its first process (pid_namespaces(7)), and workers and engine have to
 outlive their supervisor for as long as swap is live.
