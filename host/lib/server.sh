@@ -1,8 +1,8 @@
 # shellcheck shell=sh disable=SC2034,SC2154
 # What the server answers on its status socket.
 
-# Sets answer, NAME=value lines (docs/reference/status.md). Whoever sends them may be hostile: 256 KiB within ten seconds, all of
-# them or nothing, and from the socket itself: a link could lead to any other.
+# Sets answer, NAME=value lines (docs/reference/status.md). The sender may be hostile: at most 256 KiB within ten seconds,
+# all of them or nothing, and from the socket itself: a link could lead to any other.
 ask_server() {
     answer=''
     if [ "$status_socket" = off ] || [ -L "$root$status_socket" ]; then return 1; fi

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -287,6 +288,15 @@ def test_quoted_messages_are_in_the_source() -> None:
 def test_each_module_has_its_line_in_the_architecture() -> None:
     assert modules() - described_modules() == set(), "without a line in docs/design/architecture.md"
     assert described_modules() - modules() == set(), "only in docs/design/architecture.md"
+
+
+def test_pages_that_sources_name_exist() -> None:
+    listed = subprocess.run(
+        ["git", "grep", "-hoE", r"\bdocs/[a-z/-]+\.md", "--", ".", ":!CHANGELOG.md", ":!tests/unit/test_docs.py"],
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+    ).stdout.split()  # fmt: skip
+    assert len(listed) > 50
+    assert sorted({name for name in listed if not (ROOT / name).exists()}) == []
 
 
 def test_readme_shows_what_a_newcomer_needs() -> None:

@@ -1,6 +1,6 @@
 """The status document for scripts, /status.env: one NAME=value on a line, no quotes, nothing nested.
 
-Values are printable ASCII and short, so a shell needs no parser. docs/status.md lists the names.
+Values are printable ASCII and short, so a shell needs no parser. docs/reference/status.md lists them.
 """
 
 from __future__ import annotations
