@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import guides
 from vramblk.cli import COMMANDS, make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -323,6 +324,15 @@ def test_readme_and_guide_print_the_same_docker_run() -> None:
     (one,) = [line for line in code((ROOT / "README.md").read_text()) if line.startswith("docker run -d")]
     (other,) = [line for line in code((ROOT / "docs/guides/containers.md").read_text()) if line.startswith("docker run -d")]
     assert one == other
+
+
+def test_readme_mounts_a_disk_with_the_commands_of_the_guide() -> None:
+    """tests/vm runs the guide's."""
+    readme = list(code((ROOT / "README.md").read_text()))
+    commands = guides.commands("docs/guides/disk-at-boot.md", "By hand")
+    assert len(commands) >= 7
+    start = readme.index(commands[0])
+    assert readme[start : start + len(commands)] == commands
 
 
 @pytest.mark.parametrize(
