@@ -249,8 +249,10 @@ finish_rebuild() {
     [ -z "$dry_run" ] || return 0
     note "waiting until $vram_half is filled from $disk; to watch it, type: vramblk-swap status"
     idle_s=0
-    until is_state "$(member_state "${vram_half#/dev/}")" in_sync; do
-        is_state "$(member_state "${vram_half#/dev/}")" spare || fail 1 "$vram_half has failed while it was being filled"
+    while :; do
+        vram_state=$(member_state "${vram_half#/dev/}")
+        ! is_state "$vram_state" in_sync || break
+        is_state "$vram_state" spare || fail 1 "$vram_half has failed while it was being filled"
         if [ "$(cat "$(array_md)/sync_action")" = recover ]; then idle_s=0; else idle_s=$((idle_s + 1)); fi
         [ "$idle_s" -lt 10 ] || fail 1 "the kernel does not fill $vram_half; see its log"
         sleep 1
