@@ -14,7 +14,7 @@ from tests.vm import rig, test_swap
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "swap.md").read_text()
 ROWS = re.findall(r"^\| (\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE, re.M)
-RUN_IN_GUESTS = {*test_swap.CASES, *test_swap.SLICED, "fill.sh"}
+RUN_IN_GUESTS = {*test_swap.CASES, *test_swap.SLICED, *test_swap.MIRROR_CASES, "fill.sh", "mirror.sh"}
 #: The source of each test of the host script, by its name.
 OF_THE_HOST = {
     name: text
