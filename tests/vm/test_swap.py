@@ -108,7 +108,7 @@ def run_mirrored(case: str, build: Path) -> rig.Result:
     """A case with a disk for the mirror, /dev/ubda, and another one."""
     if reason := rig.missing("mdadm", "dmsetup", "wipefs"):
         pytest.skip(reason)
-    return rig.run(case, build, disks_mib=(rig.SWAP_MIB, rig.SWAP_MIB))
+    return rig.run(case, build, disks_mib=(rig.SWAP_MIB, rig.SWAP_MIB + 64))
 
 
 def run_control(build: Path, without: str) -> rig.Result:

@@ -5,6 +5,7 @@ start_server
 mkfs.ext4 -q -m 0 /dev/ubdb
 mount /dev/ubdb /mnt
 truncate -s 480M /mnt/mirror
+modprobe loop
 losetup --direct-io=on /dev/loop0 /mnt/mirror || fail losetup
 vramblk-swap up --mirror /dev/loop0 2>/run/err && fail 'a file with holes was accepted'
 grep -q '/mnt/mirror has holes; type: fallocate --length 503316480 /mnt/mirror' /run/err || fail 'holes are not named'
