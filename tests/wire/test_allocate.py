@@ -249,6 +249,29 @@ def test_memory_that_cannot_be_freed_when_its_client_leaves(start: Start, worker
             assert client.read(0, 4096) == bytes(4096)
 
 
+def test_a_client_that_has_gone_while_it_waited_keeps_no_place(start: Start) -> None:
+    """Not even one whose end the engine has not come to look at when the next one chooses the export."""
+    one = ("--export-max-connections", "1")
+    server = start(*ATTACH, *one, "--workers", "0", size="4M", program=PROGRAM)
+    pause = server.directory / "pause"
+    order(server, _0={"steps": 1000, "step_s": 0.01})
+    with server.connect() as second:
+        second.greet()
+        second.ask(nbd.LIST)
+        with server.connect() as first:
+            first.greet()
+            first.send(nbd.option_bytes(nbd.GO, nbd.info_payload("")))
+            eventually(lambda: len(steps(server)) > 3)
+            pause.touch()
+            time.sleep(0.1)  # the engine does nothing else now
+            order(server)
+            second.send(nbd.option_bytes(nbd.LIST))  # it comes to the second client before the first one
+        second.send(nbd.option_bytes(nbd.GO, nbd.info_payload("")))
+        pause.unlink()
+        second.replies(nbd.LIST)
+        assert second.replies(nbd.GO)[-1].type == nbd.ACK
+
+
 def test_a_client_that_comes_while_the_last_ones_memory_is_released(server: Server) -> None:
     """It waits until that is done, and finds nothing of what was there."""
     order(server, _0={"release_steps": 20, "step_s": 0.01})

@@ -94,6 +94,9 @@ class Negotiations:
         for connection in self._connections.lose_gone():
             self._admission.leave_place(connection.lane)
             self._connections.refresh(connection)
+        for negotiation in self.by_fd.values():
+            if negotiation.waits and negotiation.is_gone():  # its event comes, and has it dropped
+                self._admission.leave_place(negotiation.lane)
         return self._admission.enter(export, lane.slot, peer)
 
     def _make_way(self, number: int) -> str:
