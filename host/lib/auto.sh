@@ -43,7 +43,7 @@ auto() {
 
 listen() {
     [ ! -L "$root$status_socket" ] || return 0
-    curl --silent --fail --no-buffer --unix-socket "$root$status_socket" http://localhost/free >"$free_pipe" 2>/dev/null 7<&- &
+    curl --disable --silent --fail --no-buffer --unix-socket "$root$status_socket" http://localhost/free >"$free_pipe" 2>/dev/null 7<&- &
     listener=$!
 }
 

@@ -139,7 +139,13 @@ pin_socket() {
     pinned=${private#"$root"}/nbd.sock
     [ -z "$dry_run" ] || return 0
     rm -f "$private/nbd.sock"
-    ln "$root$socket" "$private/nbd.sock" 2>/dev/null || pinned=$socket
+    if ! ln "$root$socket" "$private/nbd.sock" 2>/dev/null; then
+        # Or the server could have it fail, by another file in its place, and put a link there later.
+        [ "$(stat -c %d "$root${socket%/*}/.")" != "$(stat -c %d "$private")" ] ||
+            fail 1 "cannot make a second name of $socket in $state_dir/private; is it a socket, or its directory mounted?" \
+                'Set VRAMBLK_NBD_SOCKET to a socket below /run'
+        pinned=$socket
+    fi
     if [ -L "$root$pinned" ] || [ ! -S "$root$pinned" ]; then
         fail 1 "$socket is no longer a socket; something has put another file in its place"
     fi

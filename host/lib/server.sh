@@ -2,14 +2,15 @@
 # What the server answers on its status socket.
 
 # Sets answer, NAME=value lines (docs/reference/status.md). The sender may be hostile: at most 256 KiB within ten seconds,
-# all of them or nothing, and from the socket itself: a link could lead to any other.
+# all of them or nothing, and from the socket itself: a link could lead to any other. Without the caller's .curlrc and
+# Python packages, because sudo may pass HOME on.
 ask_server() {
     answer=''
     if [ "$status_socket" = off ] || [ -L "$root$status_socket" ]; then return 1; fi
     if command -v curl >/dev/null 2>&1; then
-        set -- curl --silent --fail --max-time 10 --unix-socket "$root$status_socket" http://localhost/status.env
+        set -- curl --disable --silent --fail --max-time 10 --unix-socket "$root$status_socket" http://localhost/status.env
     elif command -v vramblk >/dev/null 2>&1; then
-        set -- vramblk status --env --status-socket "$root$status_socket"
+        set -- env PYTHONNOUSERSITE=1 vramblk status --env --status-socket "$root$status_socket"
     else
         fail 78 'asking the server needs curl or vramblk; type: sudo apt-get install curl'
     fi

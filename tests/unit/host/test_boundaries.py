@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Host
+from .conftest import SCRIPT, Host, script_text
 
 STATE = "/run/vramblk-swap"
 LOCK = f"{STATE}/private/lock"
@@ -458,3 +458,38 @@ def test_a_link_that_takes_the_sockets_place_later_leads_nowhere(host: Host, aft
         assert result.returncode == 0, result.stderr
         assert connected.read_text() == f"{inode}\n"
     assert not host.path(f"{STATE}/private/nbd.sock").exists()
+
+
+def test_without_a_second_name_of_the_socket_nothing_is_attached(host: Host) -> None:
+    """The server can have something else in its place while the second name is made, and a link after that."""
+    write_stub(host, "ln", "exit 1")
+    result = host.run("up")
+    assert result.returncode == 1 and "cannot make a second name of /run/vramblk/nbd.sock" in result.stderr
+    assert not any("nbd-client" in call or "mkswap" in call for call in host.calls())
+
+
+# ---------------------------------------------------------------- who may run it as root through sudo
+
+
+def test_a_user_of_sudo_chooses_no_program(tmp_path: Path) -> None:
+    """Where sudo has no secure_path it hands on the PATH of its caller, who may have a few commands only."""
+    theirs, ran = tmp_path / "theirs", tmp_path / "ran"
+    theirs.write_text(f'#!/bin/sh\necho "$0" >>{ran}\nexit 1\n')
+    theirs.chmod(0o755)
+    for name in ("readlink", "env", "sed", "sort", "tr", "awk", "curl", "head", "cut", "vramblk"):
+        (tmp_path / name).symlink_to(theirs)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    for uid, chosen in (("0", True), ("1000", False)):
+        environment = {"PATH": path, "SUDO_UID": uid, "VRAMBLK_STATUS_SOCKET": "off"}
+        subprocess.run(["/bin/sh", SCRIPT, "status"], env=environment, capture_output=True, timeout=60)
+        assert ran.exists() == chosen, uid
+        ran.unlink(missing_ok=True)
+
+
+def test_curl_reads_no_settings_of_its_caller(host: Host) -> None:
+    """sudo may hand on HOME, and a .curlrc there can have curl write to any file."""
+    host.run("up")
+    calls = [call for call in (host.home / "calls").read_text().splitlines() if call.startswith("curl ")]
+    assert calls and all(call.startswith("curl --disable ") for call in calls)
+    text = re.sub(r"\\\n *", " ", script_text())
+    assert len(re.findall(r"\bcurl --(?!disable)", text)) == 0 and text.count("curl --disable") == 2

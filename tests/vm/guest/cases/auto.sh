@@ -48,7 +48,7 @@ free 2
 until_true 120 slices 2 || fail 'auto does not take back'
 pass 'auto takes a slice back once there is room for a while'
 touch /run/enough
-verified 'auto under twice the RAM: every page as written (promise 21)'
+verified 'auto under twice the RAM: every page as written (promise 22)'
 expect 0 'auto lives' kill -0 "$auto"
 kill "$auto"
 wait "$auto"

@@ -25,7 +25,7 @@ for round in 1 2; do
     pressed "$VM_MIB"
 done
 touch /run/enough
-verified 'slices released and taken under twice the RAM: every page as written (promise 21)'
+verified 'slices released and taken under twice the RAM: every page as written (promise 22)'
 compare_server
 expect 0 'down takes every slice off' vramblk-swap down
 [ "$(wc -l </proc/swaps)" = 1 ] || fail 'something is still swap'

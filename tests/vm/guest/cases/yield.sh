@@ -32,6 +32,6 @@ pressed "$VM_MIB"
 expect 3 'yield under pressure' vramblk-swap yield -- sh -c 'grep -q "^/dev/nbd" /proc/swaps || exit 1; exit 3'
 expect 0 'both slices are swap again' both
 touch /run/enough
-verified 'yield under pressure: every page as written (promise 21)'
+verified 'yield under pressure: every page as written (promise 22)'
 expect 0 'down' vramblk-swap down
 stop_server
