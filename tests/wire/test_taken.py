@@ -161,3 +161,48 @@ def test_a_child_reads_no_key_of_the_session(start: Start, role: str) -> None:
     server = start("--workers", "1", program=program, environment={"TAKEN": READ_THE_KEY})
     os.kill(server.named(role)[0], signal.SIGUSR2)
     assert server.wait_event("child_stderr")["line"] == "refused"
+
+
+#: Runs argv[1:] with a terminal as stdout, at which somebody has typed; what is printed there goes to the real stdout.
+ON_A_TERMINAL = """
+import os, pty, sys
+ours, theirs = pty.openpty()
+if os.fork():
+    os.close(ours)
+    os.dup2(theirs, 1)
+    os.close(theirs)
+    os.execv(sys.argv[1], sys.argv[1:])
+os.close(theirs)
+os.write(ours, b"s3cret\\n")
+try:
+    while data := os.read(ours, 4096):
+        os.write(1, data)
+except OSError:
+    pass
+"""
+READ_THE_TERMINAL = """
+import os, sys
+def attempt(act):
+    try:
+        return f"done:{act()}"
+    except OSError:
+        return "refused"
+def read():
+    os.set_blocking(1, False)
+    return os.read(1, 100)
+def read_anew():
+    return os.read(os.open("/proc/self/fd/1", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK), 100)
+print("taken", attempt(read), attempt(read_anew), file=sys.stderr, flush=True)
+"""
+
+
+def test_the_observer_does_not_read_what_is_typed_at_the_servers_terminal(start: Start) -> None:
+    """Started in the foreground: what is typed there, also once the server has ended, may be a password."""
+    server = start(
+        "--workers", "1", ready=False, program=(sys.executable, "-c", ON_A_TERMINAL, *PROGRAM),
+        environment={"TAKEN": READ_THE_TERMINAL},
+    )  # fmt: skip
+    eventually(lambda: any(" ready " in line for line in server.raw_lines), 120)
+    os.kill(server.named("observer")[0], signal.SIGUSR2)
+    told = eventually(lambda: [line for line in server.raw_lines if "child_stderr" in line])
+    assert "taken refused refused" in told[0]

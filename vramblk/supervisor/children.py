@@ -198,7 +198,9 @@ def _take_stdio(stderr: int, keeps_stdout: bool) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(stderr, 2)
-    if not keeps_stdout:
+    if keeps_stdout:
+        privileges.only_write_terminal(1)
+    else:
         os.dup2(stderr, 1)
     for descriptor in (nothing, stderr):
         if descriptor > 2:

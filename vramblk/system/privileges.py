@@ -132,18 +132,31 @@ def own_end(pipe: int, access: int) -> None:
     _open_anew(pipe, access | os.O_NONBLOCK)
 
 
-def own_file(descriptor: int) -> None:
+def own_file(descriptor: int, access: int = os.O_RDWR) -> None:
     """The same of a memory file: locks of an open file (F_OFD_SETLK) stay as long as anybody has it open.
 
     Raises:
         OSError: /proc is not there.
     """
-    _open_anew(descriptor, os.O_RDWR)
+    _open_anew(descriptor, access)
 
 
-def _open_anew(descriptor: int, flags: int) -> None:
+def only_write_terminal(descriptor: int) -> None:
+    """If this is a terminal, open it anew under its number only to write.
+
+    Whoever takes this process over can then neither read what is typed there, nor make the terminal their own
+    and type there.
+
+    Raises:
+        OSError: /proc is not there.
+    """
+    if os.isatty(descriptor):
+        _open_anew(descriptor, os.O_WRONLY | os.O_NOCTTY, inheritable=True)
+
+
+def _open_anew(descriptor: int, flags: int, *, inheritable: bool = False) -> None:
     own = os.open(f"/proc/self/fd/{descriptor}", flags | os.O_CLOEXEC)
-    os.dup2(own, descriptor, inheritable=False)
+    os.dup2(own, descriptor, inheritable=inheritable)
     os.close(own)
 
 
