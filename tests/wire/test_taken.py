@@ -163,6 +163,35 @@ def test_a_child_reads_no_key_of_the_session(start: Start, role: str) -> None:
     assert server.wait_event("child_stderr")["line"] == "refused"
 
 
+#: Tries to change the memory files that are for reading, and what can be done with them.
+CHANGE_FILES = """
+import fcntl, os, sys
+F_SEAL_SEAL = 1
+outcomes = []
+def attempt(what, act):
+    try:
+        act()
+    except OSError:
+        outcomes.append("refused")
+    else:
+        outcomes.append(what)
+for number in map(int, os.listdir("/proc/self/fd")):
+    path = f"/proc/self/fd/{number}"
+    if os.path.realpath(path).startswith(("/memfd:vramblk-control", "/memfd:vramblk-written")):
+        attempt("opened", lambda: os.open(path, os.O_RDWR))
+        attempt("sealed", lambda: fcntl.fcntl(number, fcntl.F_ADD_SEALS, F_SEAL_SEAL))
+print(*outcomes, file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.parametrize("role", ["worker", "observer"])
+def test_a_child_has_the_others_memory_files_to_read_only(start: Start, role: str) -> None:
+    """Whoever has the observer while the engine starts could keep the written-map from being sealed, and cut it."""
+    server = taken(start, CHANGE_FILES, "--workers", "1")
+    os.kill(server.named(role)[0], signal.SIGUSR2)
+    assert set(server.wait_event("child_stderr")["line"].split()) == {"refused"}
+
+
 #: Runs argv[1:] with a terminal as stdout, at which somebody has typed; what is printed there goes to the real stdout.
 ON_A_TERMINAL = """
 import os, pty, sys

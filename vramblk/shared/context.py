@@ -80,7 +80,7 @@ class Shared:
             os.close(self.doorbells[window.index].writer)
         self._own_doorbells(self.doorbells[index])
         privileges.own_file(self.places_fd)
-        self.control.write_protect()
+        self._read_only()
 
     def confine_observer(self) -> None:
         """Leave this process, which becomes the observer, only the canary's window to write."""
@@ -91,7 +91,13 @@ class Shared:
         os.close(self.doorbells[self.canary.index].writer)
         self._own_doorbells(self.doorbells[self.canary.index])
         os.close(self.places_fd)
+        self._read_only()
+
+    def _read_only(self) -> None:
+        """Leave this process control page and written-maps only to read, also while these are not sealed yet."""
         self.control.write_protect()
+        for written in self.written:
+            written.write_protect()
 
     def _own_doorbells(self, pipe: DoorbellPipe) -> None:
         """Keep this process's reader and a writer of the engine's doorbell.

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..system import kernel
 from .counters import EngineCounters
-from .protection import map_read_only, seal
+from .protection import make_file, map_read_only, map_shared, read_only, seal
 
 _BYTES = 1 << 18
 #: Two cells for each export, in the first page behind all words; see holds.py.
@@ -58,11 +58,12 @@ class Control:
     """
 
     def __init__(self) -> None:
-        self._fd = os.memfd_create("vramblk-control", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._fd = make_file("vramblk-control")
         os.ftruncate(self._fd, _BYTES)
-        mapping = mmap.mmap(self._fd, _BYTES)
-        seal(self._fd, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | kernel.F_SEAL_FUTURE_WRITE)
+        mapping = mmap.mmap(-1, _BYTES)
         self._whole = np.frombuffer(mapping, np.uint8)
+        map_shared(self._whole, self._fd)
+        seal(self._fd, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | kernel.F_SEAL_FUTURE_WRITE)
         whole = memoryview(mapping)
         self.words = whole[:_COUNTERS_OFFSET].cast("Q")
         half = (_COUNTERS_OFFSET - _HELD_OFFSET) // 2
@@ -74,6 +75,7 @@ class Control:
 
     def write_protect(self) -> None:
         """From here on this process can only read it."""
+        read_only(self._fd)
         map_read_only(self._whole, self._fd)
 
     def load(self, word: ControlWord) -> int:

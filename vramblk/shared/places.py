@@ -7,10 +7,9 @@ that others read; two never get the same place; and the places of one that has d
 from __future__ import annotations
 
 import fcntl
-import os
 
 from ..system import kernel
-from .protection import seal
+from .protection import make_file, seal
 
 #: Places of one export, at least what ``max_connections`` allows.
 _MOST = 4096
@@ -18,7 +17,7 @@ _MOST = 4096
 
 def make_places() -> int:
     """The memory file, to be handed to every worker."""
-    descriptor = os.memfd_create("vramblk-places", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = make_file("vramblk-places")
     seal(descriptor, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | kernel.F_SEAL_FUTURE_WRITE)
     return descriptor
 

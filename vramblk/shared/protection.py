@@ -8,12 +8,38 @@ everything and writes only the canary's window.
 from __future__ import annotations
 
 import fcntl
+import os
 from contextlib import suppress
 from typing import Any
 
 import numpy.typing as npt
 
-from ..system import kernel
+from ..system import kernel, privileges
+
+
+def make_file(name: str) -> int:
+    """An empty memory file that can be sealed; another uid cannot open it anew to write."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def map_shared(memory: npt.NDArray[Any], descriptor: int) -> None:
+    """Map a memory file in the place of a mapping. ``mmap.mmap`` would keep a second descriptor of it, which
+    children inherit."""
+    protection = kernel.PROT_READ | kernel.PROT_WRITE
+    kernel.map_fixed(memory.ctypes.data, memory.nbytes, protection, kernel.MAP_SHARED, descriptor)
+
+
+def read_only(descriptor: int) -> None:
+    """Leave this process a descriptor of a memory file with which it can neither write, nor seal, nor cut it.
+
+    It must still be the uid that made the file.
+
+    Raises:
+        OSError: /proc is not there.
+    """
+    privileges.own_file(descriptor, os.O_RDONLY)
 
 
 def seal(descriptor: int, seals: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..system import kernel
-from .protection import seal
+from .protection import make_file, read_only, seal
 
 BLOCK_BYTES = 4096
 #: Blocks looked at in one step, 64 MiB of export: a caller that needs few runs does not wait for all of them.
@@ -27,7 +27,7 @@ class WrittenMap:
     """Made by the supervisor as an empty memory file, sized by the engine, mapped by all others."""
 
     def __init__(self) -> None:
-        self._fd = os.memfd_create("vramblk-written", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._fd = make_file("vramblk-written")
         self.blocks: npt.NDArray[np.uint8] = np.zeros(0, np.uint8)
 
     def resize(self, size_bytes: int) -> None:
@@ -39,6 +39,10 @@ class WrittenMap:
     def seal(self) -> None:
         """From here on nobody else can map it writable, write to it, or change its size."""
         seal(self._fd, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | kernel.F_SEAL_FUTURE_WRITE)
+
+    def write_protect(self) -> None:
+        """From here on this process can only read it."""
+        read_only(self._fd)
 
     def open(self) -> None:
         """Map it in this process to read it, after the engine has sized it."""

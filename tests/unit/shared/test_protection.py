@@ -173,6 +173,28 @@ def test_the_observer_reads_all_and_writes_only_the_canary(shared: Shared) -> No
     assert in_child(confined)
 
 
+@pytest.mark.parametrize("who", ["worker", "observer"])
+def test_a_confined_process_changes_no_file_that_is_not_sealed_yet(shared: Shared, who: str) -> None:
+    """The observer runs before the engine sizes and seals the written-maps, which end it if they are cut."""
+    written = shared.written[0]
+    written.resize(1 << 20)
+
+    def confined() -> bool:
+        shared.confine_worker(0) if who == "worker" else shared.confine_observer()
+        for act in (
+            lambda: os.ftruncate(written._fd, 0),
+            lambda: mmap.mmap(written._fd, 0),
+            lambda: fcntl.fcntl(written._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL),
+        ):
+            with pytest.raises(OSError):
+                act()
+        written.open()
+        return can_read(written.blocks)
+
+    assert in_child(confined)
+    assert can_write(written.blocks)
+
+
 def test_a_worker_cannot_make_a_written_map_writable(shared: Shared) -> None:
     """The engine seals the map once it has its size; a worker's mapping is for reading."""
     written = shared.written[0]
