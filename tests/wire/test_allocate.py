@@ -215,6 +215,7 @@ def test_others_are_served_while_memory_is_taken(server: Server) -> None:
 def test_a_client_that_leaves_while_its_memory_is_taken(server: Server) -> None:
     """Nothing stays allocated, and the next one is served at once, each time."""
     for _ in range(10):
+        eventually(lambda: not held(server)[0])
         order(server, _0={"steps": 1000, "step_s": 0.01})
         (server.directory / "steps").unlink(missing_ok=True)
         with server.connect() as client:

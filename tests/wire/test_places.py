@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,11 @@ from .certificates import Certificates
 from .harness import Server, eventually
 
 Start = Callable[..., Server]
+
+
+def open_connections(server: Server) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(server.get("/status.json")[1])["connections"]
+    return found
 
 
 def closed(client: nbd.RawClient) -> bool:
@@ -107,6 +114,7 @@ def test_one_address_cannot_take_all_places(start: Start) -> None:
             client = stack.enter_context(connect(address))
             client.greet()
             client.negotiate()
+        eventually(lambda: [each["state"] for each in open_connections(server)] == ["transmission"] * 3)
         with connect(address) as beyond:
             assert beyond.at_end()
         assert f"from {address}" in server.wait_event("connection_refused")["reason"]

@@ -94,7 +94,7 @@ class Shared:
         self._read_only()
 
     def _read_only(self) -> None:
-        """Leave this process control page and written-maps only to read, also while these are not sealed yet."""
+        """Make control page and written-maps read-only for this process, also before they are sealed."""
         self.control.write_protect()
         for written in self.written:
             written.write_protect()
