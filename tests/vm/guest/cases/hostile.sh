@@ -15,7 +15,8 @@ exports:
 EOF
 swap_options="--config /run/exports.yaml --listen-addr unix:/run/vramblk/nbd.sock"
 start_server
-attach
+# The others are no swap: they lie over its memory.
+attach VRAMBLK_EXPORT_NAME=vram
 remember_server
 for each in storm unread; do
     in-group victim /run/build/hostile /run/vramblk/nbd.sock "$each" /run/enough >"/run/$each" &
