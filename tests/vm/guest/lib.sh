@@ -201,6 +201,11 @@ leave_out_of_the_host() {
 }
 
 edit_script() { # sed's expression
+    if [ ! -d /run/host ]; then
+        mkdir /run/host
+        cp -r "$VM_ROOT/host/vramblk-swap" "$VM_ROOT/host/lib" /run/host
+        ln -sf /run/host/vramblk-swap /run/bin/vramblk-swap
+    fi
     cat /run/host/vramblk-swap /run/host/lib/*.sh >/run/before
     sed -i "$1" /run/host/vramblk-swap /run/host/lib/*.sh
     ! cat /run/host/vramblk-swap /run/host/lib/*.sh | cmp -s /run/before - || fail 'nothing was left out of vramblk-swap'
