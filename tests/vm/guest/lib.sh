@@ -193,6 +193,7 @@ leave_out_of_the_host() {
     # stays: and if swapoff fails, as it does here once, down goes on.
     if left_out room; then edit_script "s/ force='' / force=yes /"; fi
     if left_out stays; then
+        # shellcheck disable=SC2016  # for sed
         edit_script 's/^ *\[ "$undo_kind" != swapon \] || return 2$/:/'
         printf '#!/bin/sh\n[ -e /run/failed ] || { : >/run/failed; exit 1; }\nexec %s "$@"\n' \
             "$(command -v swapoff)" >/run/bin/swapoff
