@@ -1,6 +1,6 @@
 # shellcheck shell=sh disable=SC2154,SC2034,SC2086,SC2046,SC3045
 # Two slices under twice the RAM: one is released in the middle of it and taken again, and no page is lost (promises 6, 10
-# and 21).
+# and 22).
 swap_options="$swap_options --slices 2"
 start_server
 attach
