@@ -41,7 +41,7 @@ MIRROR_CASES = {
     "mirror_refusals.sh": "a device in use, too small or with a signature is refused; up and down twice; killed half-way",
     "mirror_stall.sh": "a stall below the timeout is slow, a longer one and device errors cost the VRAM half",
     "mirror_rebuild.sh": "supervisor and server killed, rebuilt under load, no stale page, the disk fails",
-    "mirror_loop.sh": "a file on a loop device as the mirror; what a mirror costs",
+    "mirror_cost.sh": "a loop device is refused; what a mirror costs",
     "mirror_control.sh": "the same death without a mirror ends in SIGBUS",
 }
 
