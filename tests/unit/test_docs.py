@@ -24,7 +24,7 @@ from vramblk.cli import COMMANDS, make_parser
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 #: Options named without their command, of programs that are not ours.
-FOREIGN_OPTIONS = frozenset({"--gpus", "--network", "--iodepth", "--build-arg"})
+FOREIGN_OPTIONS = frozenset({"--add", "--gpus", "--network", "--iodepth", "--build-arg"})
 _FOLDERS = "bench|deploy|docs|host|share|tests|tools|vramblk"
 _PATH = re.compile(
     rf"(?:{_FOLDERS})/[\w./-]*\w/?|(?:compose[\w.-]*|entrypoint|requirements)\.(?:yaml|sh|txt)"

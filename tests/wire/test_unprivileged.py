@@ -188,7 +188,8 @@ def log_pipe(worker: int, observer: int) -> str:
     read = {
         os.readlink(path)
         for path in Path(f"/proc/{observer}/fd").iterdir()
-        if not int(Path(f"/proc/{observer}/fdinfo/{path.name}").read_text().split()[3], 8) & os.O_ACCMODE
+        if os.readlink(path).startswith("pipe:")
+        and not int(Path(f"/proc/{observer}/fdinfo/{path.name}").read_text().split()[3], 8) & os.O_ACCMODE
     }
     theirs = [path for path in Path(f"/proc/{worker}/fd").iterdir() if int(path.name) > 2]
     return next(path.name for path in theirs if os.readlink(path) in read)
