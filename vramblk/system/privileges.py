@@ -144,7 +144,7 @@ def own_file(descriptor: int, access: int = os.O_RDWR) -> None:
 def only_write_terminal(descriptor: int) -> None:
     """If this is a terminal, open it anew under its number only to write.
 
-    Whoever takes this process over can then neither read what is typed there, nor make the terminal their own
+    An attacker who takes this process over can then neither read what is typed there, nor take the terminal
     and type there.
 
     Raises:
