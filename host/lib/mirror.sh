@@ -71,7 +71,7 @@ check_mirror() {
         refuse_mirror 'it is not a block device; name a partition, a logical volume or a whole disk'
     fi
     case $disk_name in
-    # Swapping out would need memory for the file system below it. Seen to hang: ext4, Linux 6.1, 3 of 3.
+    # The file system below it can need memory to write. Seen to hang: ext4, Linux 6.1, file from fallocate, 3 of 3.
     loop*) refuse_mirror 'a loop device can hang while memory is short; name a partition or a logical volume' ;;
     zram* | ram[0-9]*) refuse_mirror 'its pages are in RAM' ;;
     nbd*) refuse_mirror 'an NBD device is served by a program, which can wait for memory that only this swap can give' ;;
