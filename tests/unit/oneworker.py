@@ -52,11 +52,11 @@ class One:
         self.clients.append(client)
         return client, connection
 
-    def hand_over(self) -> socket.socket:
-        """A new client, as the supervisor hands it over; the worker has not taken it yet."""
+    def hand_over(self, **more: object) -> socket.socket:
+        """A new client, as the supervisor hands it over, ``more`` in its message; the worker has not taken it yet."""
         client, server = socket.socketpair()
         client.settimeout(5)
-        message = json.dumps({"id": 7, "peer": "test"}).encode()
+        message = json.dumps({"id": 7, "peer": "test", **more}).encode()
         socket.send_fds(self.handoff, [message], [server.fileno()])
         server.close()
         self.clients.append(client)

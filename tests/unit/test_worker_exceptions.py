@@ -13,6 +13,7 @@ import pytest
 from tests.unit.oneworker import One, request
 from tests.unit.rig import READ
 from vramblk.nbd.events import Begin
+from vramblk.shared import moves
 from vramblk.shared.window import Word
 from vramblk.worker import connections, negotiations
 
@@ -62,6 +63,27 @@ def test_a_handoff_that_fails_gives_everything_back(one: One, monkeypatch: pytes
     client = one.hand_over()
     one.worker.loop.take_handoffs()
     assert client.recv(16) == GREETING
+
+
+@pytest.mark.parametrize("step", ("Connection", "PollSet.add"))
+def test_a_moved_connection_that_fails_gives_everything_back(
+    one: One, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """One that another process has served until now, and that has not become a connection of this one."""
+    begun = moves.pack(Begin(0, False, False, None, b""))
+    before = state(one)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"vramblk.worker.connections.{step}", fail)
+        client = one.hand_over(begun=begun)
+        one.worker.loop.take_handoffs()
+        assert closed(client)
+    assert state(one) == before and not one.worker.loop.connections.by_fd
+    assert one.window.counters.scalar("internal_errors") == 1
+    assert one.window.load(Word.CLOSED) == one.window.load(Word.HANDOFFS) == 1
+    client = one.hand_over(begun=begun)
+    one.worker.loop.take_handoffs()
+    assert len(one.worker.loop.connections.by_fd) == 1
+    client.close()
 
 
 def test_a_negotiation_that_fails_gives_everything_back(one: One, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,9 +76,15 @@ class Connections:
             sock.close()
             self._admission.free(None)
             return
-        sock.setblocking(False)
-        connection = self._make(sock, number, peer, lane, begin, time.monotonic_ns())
-        self._pollset.add(connection)
+        try:
+            sock.setblocking(False)
+            connection = self._make(sock, number, peer, lane, begin, time.monotonic_ns())
+            self._pollset.add(connection)
+        except Exception:
+            self._submissions.recover(self._log.bind(client=peer))
+            sock.close()
+            self._admission.free(lane)
+            return
         self._log.info("client_moved", client=peer, export=self.exports[begin.export].name)
         try:
             self.add(connection)
