@@ -6,6 +6,7 @@
 # be done starts some. `read` with a limit of time and of length is bash's, as is SECONDS.
 
 auto() {
+    [ -z "$dry_run" ] || fail 2 'auto has no --dry-run'
     need_root auto
     if [ -z "${BASH_VERSION-}" ]; then
         command -v bash >/dev/null 2>&1 || fail 78 'auto needs bash; type: sudo apt-get install bash'

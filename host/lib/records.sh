@@ -32,7 +32,8 @@ write_value() { # path value
 }
 
 record() { # words, of which none holds a tab
-    [ -n "$dry_run" ] || (IFS=$tab && printf '%s\n' "$*") >>"$records"
+    # What is not on record would never be undone.
+    [ -n "$dry_run" ] || (IFS=$tab && printf '%s\n' "$*") >>"$records" || fail 1 "cannot write $records; is /run full?"
 }
 
 # Lines of records on stdin; those from before this version, which have spaces in the place of tabs, with tabs.

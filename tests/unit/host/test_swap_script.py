@@ -843,3 +843,18 @@ def test_shellcheck() -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
     subprocess.run(["shellcheck", str(SCRIPT), *map(str, LIBRARY.iterdir())], check=True)
+
+
+def test_without_a_record_nothing_is_changed(host: Host) -> None:
+    """/run is full: what is not on record would never be undone."""
+    host.path("/run/vramblk-swap").mkdir(parents=True)
+    host.path("/run/vramblk-swap/records").symlink_to("/dev/full")
+    result = host.run("up")
+    assert result.returncode == 1 and "cannot write" in result.stderr, result.stderr
+    assert host.calls() == []
+
+
+def test_auto_refuses_a_dry_run(host: Host) -> None:
+    """It would release for real."""
+    result = host.run("auto", "--dry-run")
+    assert result.returncode == 2 and "--dry-run" in result.stderr
