@@ -147,7 +147,8 @@ is_array_of() { # DEVICE: array exists, and has no other members than it and NBD
     set +f
     for each in "$(array_md)"/dev-*; do
         case ${each##*/dev-} in
-        "$(kernel_name "$1")" | nbd* | '*') ;;
+        # Its own path is gone if the disk was pulled.
+        "$(kernel_name "$1")" | "$(was_attached mirror_name)" | nbd* | '*') ;;
         *) set -f && return 1 ;;
         esac
     done
@@ -162,6 +163,8 @@ drop_vram_half() {
         case $name in nbd*) ;; *) continue ;; esac
         member=${each#"$root"}
         write_value "$member/state" faulty
+        # The kernel does not fail the last half that works: its connection must stay.
+        [ -n "$dry_run" ] || is_failed "$each" || { set -f; return 1; }
         # A server that stands still holds requests, which end with its connection.
         [ -n "$dry_run" ] || wait_until 1 remove_member "$member" || {
             act nbd-client -d "/dev/$name"
@@ -170,7 +173,18 @@ drop_vram_half() {
         disconnect "/dev/$name" || { set -f; return 1; }
     done
     set -f
-    [ -z "$vram_half" ] || [ -z "$(nbd_pid "$vram_half")" ] || disconnect "$vram_half"
+    # Also what a rebuild attached that was killed. Then the devices are free for everybody, so no record stays.
+    # shellcheck disable=SC2013  # a list of devices
+    for name in $(sed -n "s/^connect$tab//p" "$records"); do
+        [ -z "$(nbd_pid "$name")" ] || disconnect "$name" || return 1
+        [ -n "$dry_run" ] || sed -i "\\#^connect$tab$name\$#d" "$records"
+    done
+}
+
+is_failed() { # a member's directory
+    member_now=''
+    { read -r member_now <"$1/state"; } 2>/dev/null
+    is_state "$member_now" faulty || [ ! -e "$1" ]
 }
 
 # Refused while a request on it is not finished.
@@ -193,7 +207,9 @@ up_mirrored() {
         ;;
     rebuilding)
         note "$array is swap already, and its VRAM half is being rebuilt: ${rebuilt_percent:-0} %"
+        guard_rebuild
         finish_rebuild
+        undo_on_exit=''
         ;;
     disk_failed) fail 1 "$array is swap and works, but its mirror $disk has failed, so the pages are in VRAM alone; type:" \
         'sudo vramblk-swap down, then up with another device' ;;
@@ -213,9 +229,7 @@ rebuild_mirror() {
     device_facts "$array"
     note "rebuilding the VRAM half of $array from $disk"
     drop_vram_half || fail 1 "the old VRAM half of $array cannot be removed; look at /proc/mdstat"
-    trap 'exit 130' INT HUP TERM
-    trap give_up_rebuild EXIT
-    [ -n "$dry_run" ] || undo_on_exit=yes
+    guard_rebuild
     mirror=$disk disk_name=$(was_attached mirror_name)
     choose_device || exit 1
     vram_half=$device
@@ -232,6 +246,12 @@ rebuild_mirror() {
     write_value "/sys/block/${array#/dev/}/md/sync_action" idle || fail 1 "the kernel does not fill $vram_half"
     finish_rebuild
     undo_on_exit=''
+}
+
+guard_rebuild() {
+    trap 'exit 130' INT HUP TERM
+    trap give_up_rebuild EXIT
+    [ -n "$dry_run" ] || undo_on_exit=yes
 }
 
 # Not in the background: what anybody adds in the meantime would become a member.
@@ -277,6 +297,11 @@ release_mirror() {
     # Before, or whatever looks in the middle would take it for a death.
     [ -n "$dry_run" ] || [ "$mirror_verdict" = degraded ] || sed -i '1i\
 released=yes' "$attached"
-    drop_vram_half || fail 1 "the VRAM half of $array cannot be removed; look at /proc/mdstat"
+    if ! drop_vram_half; then
+        [ -n "$dry_run" ] || sed -i '/^released=yes$/d' "$attached"
+        fail 1 "the VRAM half of $array cannot be removed; look at /proc/mdstat"
+    fi
+    # It is not where an `up` was killed that filled the half.
+    freeze
     [ -n "$dry_run" ] || note "$array is swap from $disk alone, and its VRAM is free; to take it back, type: sudo vramblk-swap up"
 }

@@ -198,9 +198,25 @@ systemd_version() {
 has_size() { [ "$(sectors "$device")" != 0 ]; }
 is_disconnected() { [ -z "$(nbd_pid "$gone_device")" ]; }
 
+# A record can outlive the connection that it stands for, and its device is free for everybody then. A pid alone shows
+# nothing: the kernel goes on showing that of a connection that is gone.
+is_foreign() { # device
+    ! swap_line "$1" >/dev/null || return 0
+    pid=$(nbd_pid "$1")
+    case $(tr '\0' ' ' 2>/dev/null <"$proc/${pid:-none}/cmdline") in
+    *' -nonetlink -swap -systemd-mark '*) return 1 ;;
+    *"$1 "*) return 0 ;;
+    esac
+    return 1
+}
+
 disconnect() { # device
     gone_device=$1
     if [ -z "$dry_run" ] && [ -z "$(nbd_pid "$1")" ]; then return 0; fi
+    if [ -z "$dry_run" ] && is_foreign "$1"; then
+        note "$1 is attached to something else by now: left as it is"
+        return 0
+    fi
     act nbd-client -d "$1" || return 1
     [ -n "$dry_run" ] || wait_until 30 is_disconnected
 }

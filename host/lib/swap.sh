@@ -78,7 +78,9 @@ go_to_sleep() {
     if is_mirrored; then
         need_root sleep
         lock
-        [ -n "$dry_run" ] || : >"$asleep"
+        read_mirror
+        # What was released before stays so.
+        [ -n "$dry_run" ] || [ "$mirror_verdict" = released ] || : >"$asleep"
         release_mirror
         return
     fi

@@ -464,3 +464,99 @@ def test_dry_run_prints_and_does_nothing(host: Host) -> None:
     assert result.returncode == 0, result.stderr
     assert f"+ {BUILD}" in result.stderr.splitlines()
     assert changes(host) == [] and host.state() == before
+
+
+def take_over_nbd(host: Host, name: str) -> None:
+    """Somebody else's nbd-client has attached the device."""
+    number = int(name.removeprefix("nbd"))
+    host.write(f"/sys/block/{name}/pid", f"{900 + number}\n")
+    host.write(f"/sys/block/{name}/size", "4096\n")
+    host.write(f"/proc/{900 + number}/cmdline", f"nbd-client\0disks.example\0/dev/{name}\0-N\0home\0")
+    host.write(f"/proc/{900 + number}/status", "Uid: 0 0 0 0\n")
+
+
+@pytest.mark.parametrize("then", ["up", "take", "release", "sleep", "down"])
+def test_a_device_that_somebody_else_attached_after_a_release_is_not_detached(host: Host, then: str) -> None:
+    """The VRAM half was there before."""
+    host.run("up", **MIRROR)
+    assert host.run("release", "all").returncode == 0
+    take_over_nbd(host, "nbd0")
+    changes(host)
+    result = host.run(then, *(["all"] if then in ("take", "release") else []))
+    assert result.returncode == 0, result.stderr
+    assert "nbd-client -d /dev/nbd0" not in changes(host)
+    assert host.run("down").returncode == 0
+    assert host.read("/sys/block/nbd0/pid") == "900"
+
+
+@pytest.mark.parametrize("then", ["up", "release"])
+def test_what_a_killed_rebuild_attached_is_detached(host: Host, then: str) -> None:
+    """A swap export has one client at a time, so the new connection would be refused; and VRAM stays in use."""
+    before = host.state()
+    host.run("up", **MIRROR)
+    host.run("release", "all")
+    take_over_nbd(host, "nbd0")  # so that the rebuild takes another device than the first time
+    (host.home / "kill-after.nbd-client").touch()
+    assert host.run("up").returncode == -9
+    assert host.read("/sys/block/nbd1/pid") == "78"
+    changes(host)
+    assert host.run(then, *(["all"] if then == "release" else [])).returncode == 0
+    assert changes(host)[0] == "nbd-client -d /dev/nbd1"
+    assert host.run("down").returncode == 0
+    assert not host.path("/sys/block/nbd1/pid").exists()
+    assert {key for key in host.state() if key.startswith("run/")} == {
+        key for key in before if key.startswith("run/")
+    }
+
+
+def test_a_half_that_the_kernel_does_not_fail_keeps_its_connection(host: Host) -> None:
+    """It refuses where this half is the last one: the disk has failed since the script looked."""
+    host.run("up", **MIRROR)
+    state = host.path("/sys/block/md127/md/dev-nbd0/state")
+    state.unlink()
+    state.mkdir()
+    changes(host)
+    assert host.run("release", "all").returncode == 1
+    assert changes(host) == []
+    state.rmdir()
+    host.write("/sys/block/md127/md/dev-nbd0/state", "in_sync\n")
+    assert report(host)["swap"] == "on"
+    end_server(host)
+    assert report(host)["swap"] == "degraded"
+
+
+def test_down_stops_the_array_of_a_disk_that_was_pulled(host: Host) -> None:
+    host.run("up", **MIRROR)
+    host.path(DISK).unlink()
+    host.write("/sys/block/md127/md/dev-sdb1/state", "faulty,write_mostly\n")
+    changes(host)
+    assert host.run("down").returncode == 0
+    assert changes(host)[:2] == ["swapoff /dev/md127", "mdadm --stop /dev/md127"]
+    assert not host.path("/sys/block/md127").exists()
+
+
+def test_wake_leaves_released_what_was_released_before_the_sleep(host: Host) -> None:
+    host.run("up", **MIRROR)
+    host.run("release", "all")
+    assert host.run("sleep").returncode == 0
+    changes(host)
+    assert host.run("wake").returncode == 0
+    assert changes(host) == [] and report(host)["mirror"]["state"] == "released"  # type: ignore[index]
+
+
+def test_a_rebuild_that_another_up_waits_for_and_that_fails_is_given_up(host: Host) -> None:
+    host.run("up", **MIRROR)
+    host.write("/sys/block/md127/md/dev-nbd0/state", "spare\n")
+    host.write("/sys/block/md127/md/sync_action", "recover\n")
+    (host.home / "dies-meanwhile").touch()
+    result = host.run("up")
+    assert result.returncode == 1 and "given up again" in result.stderr, result.stderr
+    assert action(host) == "frozen" and not host.path("/sys/block/md127/md/dev-nbd0").exists()
+
+
+def test_a_release_of_a_half_that_a_killed_up_was_filling_freezes_the_array(host: Host) -> None:
+    host.run("up", **MIRROR)
+    host.write("/sys/block/md127/md/dev-nbd0/state", "spare\n")
+    host.write("/sys/block/md127/md/sync_action", "recover\n")
+    assert host.run("release", "all").returncode == 0
+    assert action(host) == "frozen"

@@ -858,3 +858,20 @@ def test_auto_refuses_a_dry_run(host: Host) -> None:
     """It would release for real."""
     result = host.run("auto", "--dry-run")
     assert result.returncode == 2 and "--dry-run" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "theirs", ["nbd-client\0disks.example\0/dev/nbd0\0", "qemu-nbd\0--connect=/dev/nbd0\0home.img\0"]
+)
+def test_down_does_not_detach_what_somebody_else_attached_since_up_was_killed(
+    host: Host, theirs: str
+) -> None:
+    """The record is older than the connection that it stands for."""
+    (host.home / "kill-before.nbd-client").touch()
+    assert host.run("up").returncode == -9
+    host.write("/sys/block/nbd0/pid", "900\n")
+    host.write("/proc/900/cmdline", theirs)
+    host.calls()
+    result = host.run("down")
+    assert result.returncode == 0 and "attached to something else" in result.stderr, result.stderr
+    assert DETACH not in host.calls() and host.read("/sys/block/nbd0/pid") == "900"
