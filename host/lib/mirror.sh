@@ -60,6 +60,24 @@ read_mirror() {
 
 refuse_mirror() { fail 1 "$mirror cannot be the mirror: $*"; }
 
+refuse_kind() { # kernel's name of DEVICE, or of a device that it lies on
+    case $1 in
+    # The file system below it can need memory to write. Seen to hang: ext4, Linux 6.1, file from fallocate, 3 of 3.
+    loop*) refuse_mirror "a loop device can hang while memory is short ($1); name a partition or a logical volume" ;;
+    zram* | ram[0-9]*) refuse_mirror "its pages are in RAM ($1)" ;;
+    nbd*) refuse_mirror "an NBD device is served by a program, which can wait for memory that only this swap can give ($1)" ;;
+    esac
+}
+
+# Of a partition its disk has the slaves.
+refuse_what_is_below() { # kernel's name; with set +f
+    for each in "$sys/class/block/$1"/slaves/* "$sys/class/block/$1"/../slaves/*; do
+        [ -e "$each" ] || continue
+        refuse_kind "${each##*/}"
+        refuse_what_is_below "${each##*/}"
+    done
+}
+
 # Before anything is changed. The kernel itself has the last word: it adds no device to an array that is in use.
 check_mirror() {
     [ "$missing_number" = 1 ] ||
@@ -70,14 +88,10 @@ check_mirror() {
     if [ -z "$disk_name" ] || [ ! -e "$class/dev" ]; then
         refuse_mirror 'it is not a block device; name a partition, a logical volume or a whole disk'
     fi
-    case $disk_name in
-    # The file system below it can need memory to write. Seen to hang: ext4, Linux 6.1, file from fallocate, 3 of 3.
-    loop*) refuse_mirror 'a loop device can hang while memory is short; name a partition or a logical volume' ;;
-    zram* | ram[0-9]*) refuse_mirror 'its pages are in RAM' ;;
-    nbd*) refuse_mirror 'an NBD device is served by a program, which can wait for memory that only this swap can give' ;;
-    esac
+    refuse_kind "$disk_name"
     [ "$(cat "$class/ro" 2>/dev/null)" != 1 ] || refuse_mirror 'it is read-only'
     set +f
+    refuse_what_is_below "$disk_name"
     for each in "$class"/*/partition; do
         [ ! -e "$each" ] || refuse_mirror "it has partitions; name one of them, such as $(each=${each%/*}; echo "/dev/${each##*/}")"
     done

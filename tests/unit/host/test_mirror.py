@@ -560,3 +560,16 @@ def test_a_release_of_a_half_that_a_killed_up_was_filling_freezes_the_array(host
     host.write("/sys/block/md127/md/sync_action", "recover\n")
     assert host.run("release", "all").returncode == 0
     assert action(host) == "frozen"
+
+
+@pytest.mark.parametrize(
+    ("below", "message"), [("loop0", "can hang"), ("zram0", "in RAM"), ("nbd2", "NBD device")]
+)
+def test_a_device_that_lies_on_one_that_is_refused_is_refused(host: Host, below: str, message: str) -> None:
+    """Such as dm-crypt on LVM on a file; a partition has no slaves of its own, its disk has."""
+    host.write("/sys/class/block/sdb1/slaves/dm-7/dev", "")
+    host.write(f"/sys/class/block/dm-7/slaves/{below}/dev", "")
+    host.write(f"/sys/class/block/{below}/dev", "")
+    result = host.run("up", **MIRROR)
+    assert result.returncode == 1 and f"{DISK} cannot be the mirror" in result.stderr, result.stderr
+    assert message in result.stderr and below in result.stderr
