@@ -49,6 +49,8 @@ put_on() { # KiB, or all
     raise_min_free
     # Reading neighbours ahead would cost a copy each and memory that is short.
     change /proc/sys/vm/page-cluster 0 || exit 1
+    # A boost raises the reserve to several times its size for a while: the OOM killer then acts although swap is free.
+    change /proc/sys/vm/watermark_boost_factor 0 || exit 1
     keep_server_out_of_swap
     remember_server
     turn_on

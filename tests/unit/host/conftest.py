@@ -245,6 +245,7 @@ def host() -> Iterator[Host]:
         )
         host.write("/proc/sys/vm/min_free_kbytes", "45056\n")
         host.write("/proc/sys/vm/page-cluster", "3\n")
+        host.write("/proc/sys/vm/watermark_boost_factor", "15000\n")
         host.write("/proc/sys/kernel/random/boot_id", "first\n")
         host.write("/proc/sys/kernel/random/uuid", "11111111-2222-3333-4444-555555555555\n")
         host.write("/proc/4242/comm", "vramblk-supervi\n")

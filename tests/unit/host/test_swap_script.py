@@ -33,7 +33,7 @@ def test_up_does_everything_in_order(host: Host) -> None:
     assert host.calls() == UP
     assert host.read("/sys/block/nbd0/queue/read_ahead_kb") == "0"
     assert host.read("/sys/block/nbd0/queue/scheduler") == "none"
-    assert host.read("/proc/sys/vm/page-cluster") == "0"
+    assert host.read("/proc/sys/vm/page-cluster") == host.read("/proc/sys/vm/watermark_boost_factor") == "0"
     assert host.read("/proc/sys/vm/min_free_kbytes") == str(16384 * 1024 // 100 + 120 * 1024 // 32)
     assert host.read(CGROUP) == "0"
     assert host.read("/sys/block/nbd1/size") == "0"
@@ -137,6 +137,7 @@ def test_settings_are_undone_from_the_last_to_the_first(host: Host) -> None:
     undoing = lines.index("vramblk-swap: undoing what was done")
     assert [line.removeprefix("+ ") for line in lines[undoing + 1 :] if line.startswith("+ ")] == [
         f"echo max > {CGROUP}",
+        "echo 15000 > /proc/sys/vm/watermark_boost_factor",
         f"echo 3 > {PAGE_CLUSTER}",
         f"echo 45056 > {MIN_FREE}",
         "echo mq-deadline > /sys/block/nbd0/queue/scheduler",
@@ -507,6 +508,7 @@ def test_dry_run_prints_each_command_and_runs_none(host: Host) -> None:
         ATTACH,
         "mkswap",
         "page-cluster",
+        "watermark_boost_factor",
         "min_free_kbytes",
         "swap.max",
         "swapon",

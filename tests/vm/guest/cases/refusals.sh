@@ -49,8 +49,10 @@ ask /metrics | grep -E 'vramblk_swap_precondition.*min_free.* 1' || fail 'min_fr
 for each in read_ahead_kb:0 'scheduler:\[none\].*'; do
     grep -qE "^${each#*:}" "/sys/block/nbd0/queue/${each%%:*}" || fail "$each"
 done
-grep -q '^0$' /proc/sys/vm/page-cluster || fail 'page-cluster'
-pass 'queue settings, page-cluster and memory.swap.max are as documented'
+for each in page-cluster watermark_boost_factor; do
+    grep -q '^0$' "/proc/sys/vm/$each" || fail "$each"
+done
+pass 'queue settings, page-cluster, watermark_boost_factor and memory.swap.max are as documented'
 expect 0 'up twice is one up' vramblk-swap up
 [ "$(grep -c '^/dev/nbd' /proc/swaps)" = 1 ] || fail 'up twice made two'
 vramblk-swap status
