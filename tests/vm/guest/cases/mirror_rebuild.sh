@@ -49,7 +49,10 @@ nbd-client -unix /run/vramblk/nbd.sock /dev/nbd1 -name vram -nonetlink -swap -b 
 sleep 1
 mdadm "$array" --re-add /dev/nbd1
 never_a_member 'an empty half added as an old one'
-rebuild 'beside a half that somebody else has attached'
+expect 1 'up leaves what somebody else has attached, and the export serves one client' vramblk-swap up
+mirror_is degraded || fail 'up beside a half that somebody else has attached'
+nbd-client -d /dev/nbd1
+rebuild 'after somebody else has detached it'
 mdadm "$array" --fail /dev/nbd0 || mdadm "$array" --fail /dev/nbd2
 mdadm "$array" --remove failed
 before=$(swapped_out_mib)
