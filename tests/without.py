@@ -4,7 +4,8 @@ In a guest ``altered_server.py`` leaves safeguards out; among the other tests py
 
     python -m pytest -p tests.without --without NAME tests/...
 
-whose tests must then fail: ``tests/unit/test_without.py`` sees to that. The names are those of docs/swap.md.
+whose tests must then fail: ``tests/unit/test_without.py`` sees to that. The names are those of
+docs/design/swap-safety.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The table of promises in docs/swap.md: in each row a test that names the promise; safeguards that can be left out."""
+"""The table of promises in docs/design/swap-safety.md.
+
+In each row is a test that names the promise; safeguards that can be left out have their result.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from tests.qemu import test_container_swap
 from tests.vm import rig, test_swap
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "swap.md").read_text()
+PAGE = (ROOT / "docs" / "design" / "swap-safety.md").read_text()
 ROWS = re.findall(r"^\| (\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE, re.M)
 RUN_IN_GUESTS = {*test_swap.CASES, *test_swap.SLICED, *test_swap.MIRROR_CASES, "fill.sh", "mirror.sh"}
 #: The source of each test of the host script, by its name.

@@ -1,6 +1,6 @@
 """The safeguards that need no kernel to show: with one left out the tests of its promise fail, each time.
 
-docs/swap.md lists them; those that need a kernel under pressure are left out by tests/vm/matrix.py.
+docs/design/swap-safety.md lists them; those that need a kernel under pressure are left out by tests/vm/matrix.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Runs a case again and again with a safeguard left out, and prints how often it held: the figures of docs/swap.md.
+"""Runs a case again and again with a safeguard left out, and prints how often it held.
+
+The numbers are those of docs/design/swap-safety.md.
 
     python -m tests.vm.matrix [--case CASE] [--set NAME=VALUE] [--runs N [--rounds N]] [--jobs N] [--results FILE] [WITHOUT ...]
 
