@@ -129,6 +129,7 @@ def page() -> str:
     parts = [_PAGE_HEAD, "## Commands\n\n| Command | |\n| --- | --- |", *commands]
     parts += ["\n## Options\n\n| Option | |\n| --- | --- |", *options, _PAGE_SETTINGS, *settings]
     parts += ["\n## Exit status\n\n| Code | |\n| --- | --- |", *statuses]
+    parts.append(_PAGE_TAIL)
     return "\n".join(parts) + "\n"
 
 
@@ -141,14 +142,21 @@ _PAGE_HEAD = """# vramblk-swap
 
 `python -m tools.shellgen` makes this page from `vramblk-swap --help`.
 
-`vramblk-swap` attaches an export of a running server to an NBD device and makes the device swap space.
-[Swap](../swap.md) has the background. The man page vramblk-swap(8) has the same tables, and examples.
+`vramblk-swap` attaches each swap export of a running server to an NBD device of its own and makes the
+devices swap space.
+Read [Swap](../swap.md) first. The man page vramblk-swap(8) has the same tables, and examples.
 
     sudo host/vramblk-swap up --dry-run
     sudo host/vramblk-swap up
     sudo host/vramblk-swap status
     sudo host/vramblk-swap down
+
+After `sudo make install-host` type `sudo vramblk-swap` instead. All commands require root, except `status`,
+`yield` and any command with `--dry-run`. `auto` has no `--dry-run`.
 """
+_PAGE_TAIL = """
+`yield` exits with the status of its command.
+[What `status` prints](../swap.md#what-status-prints) has each state."""
 _PAGE_SETTINGS = """
 ## Settings
 
