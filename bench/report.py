@@ -217,8 +217,10 @@ def _plot(document: Document) -> Any:
 
 def draw_rates(path: Path, document: Document) -> None:
     """The rates of every server, one panel for each unit, without the rows of depth 4."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        raise SystemExit("no plot: matplotlib is not installed (pip install 'vramblk[bench]')") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

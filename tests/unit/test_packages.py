@@ -278,9 +278,10 @@ def stand_in(machine: Machine, name: str, text: str) -> None:
 # ------------------------------------------------------------------------------- The real lists
 
 #: Docker Engine is the user's choice, kustomize is unpacked by tests/container/setup.sh, hadolint comes with the virtual
-#: environment, sh and sed are on every machine; the others are not needed.
+#: environment, sh, sed, bash and sleep are on every machine; the others are not needed.
 _NOT_LISTED = {
-    "docker", "kustomize", "hadolint", "sh", "sed", "systemd-analyze", "nvidia-container-runtime-hook", "nvidia-smi",
+    "docker", "kustomize", "hadolint", "sh", "sed", "bash", "sleep", "systemd-analyze", "nvidia-container-runtime-hook",
+    "nvidia-smi", "mdadm", "visudo",
 }  # fmt: skip
 _ONE_PROGRAM = ("which", "find_program", "program")
 
