@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +19,9 @@ Start = Callable[..., Server]
 PROGRAM = (sys.executable, str(Path(__file__).with_name("taken_server.py")))
 
 
-def taken(start: Start, program: str, *arguments: str) -> Server:
+def taken(start: Start, program: str, *arguments: str, tcp: bool = False) -> Server:
     """A server whose workers and observer run ``program`` on SIGUSR2."""
-    return start(*arguments, program=PROGRAM, environment={"TAKEN": program})
+    return start(*arguments, program=PROGRAM, environment={"TAKEN": program}, tcp=tcp)
 
 
 #: Locks that belong to the open file, which the supervisor has open too, and not to the process.
@@ -235,3 +236,94 @@ def test_the_observer_does_not_read_what_is_typed_at_the_servers_terminal(start:
     os.kill(server.named("observer")[0], signal.SIGUSR2)
     told = eventually(lambda: [line for line in server.raw_lines if "child_stderr" in line])
     assert "taken refused refused" in told[0]
+
+
+#: Who closes a TCP connection last waits as SO_LINGER says until the other side has taken all.
+LINGERING = """
+import os, socket, struct, sys, time
+def fill(connection):
+    connection.setblocking(False)
+    try:
+        while True:
+            connection.send(bytes(1 << 16))
+    except BlockingIOError:
+        pass
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+    connection.setblocking(True)
+def lingering():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.socket()
+        ours.connect(listener.getsockname())
+        theirs, _ = listener.accept()
+    fill(ours)
+    return ours, theirs
+def lines():
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            line = socket.socket(fileno=os.dup(number))
+        except OSError:
+            continue
+        if line.family == socket.AF_UNIX and line.type == socket.SOCK_SEQPACKET:
+            yield line
+def send(line, connection):
+    try:
+        socket.send_fds(line, [b"x"], [connection.fileno()])
+    except OSError:
+        pass
+"""
+LEAVE_A_WAIT_TO_THE_NEXT = f"""{LINGERING}
+ours, theirs = lingering()
+for line in lines():
+    send(line, ours)
+    send(line, theirs)
+os._exit(1)
+"""
+LEAVE_A_WAIT_AND_STAY = f"""{LINGERING}
+ours, theirs = lingering()
+for line in lines():
+    send(line, ours)
+print("sent", file=sys.stderr, flush=True)
+ours.close()
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_dead_worker_has_left_the_supervisor_nothing_to_wait_for(start: Start) -> None:
+    """It has sent a connection that nobody takes, for the supervisor to close: it has a successor all the same."""
+    server = taken(start, LEAVE_A_WAIT_TO_THE_NEXT, "--workers", "1")
+    os.kill(server.named("worker")[0], signal.SIGUSR2)
+    server.wait_event("worker_restarted")
+    with server.client() as client:
+        assert client.read(0, 1) == b"\0"
+
+
+def test_the_observer_leaves_the_supervisor_nothing_to_wait_for(start: Start) -> None:
+    """It has sent such a connection, and stays: the server ends."""
+    server = taken(start, LEAVE_A_WAIT_AND_STAY, "--workers", "1")
+    os.kill(server.named("observer")[0], signal.SIGUSR2)
+    server.wait_event("child_stderr")
+    assert server.stop() == 0
+
+
+#: Takes what the supervisor has sent, and leaves it there.
+LEAVE_A_WAIT_IN_WHAT_IT_TAKES_BACK = f"""{LINGERING}
+*_, line = lines()
+print("waits", file=sys.stderr, flush=True)
+line.setblocking(True)
+_, [(_, _, descriptor)], _, _ = line.recvmsg(4096, socket.CMSG_LEN(4), socket.MSG_PEEK)
+fill(socket.socket(fileno=struct.unpack("i", descriptor)[0]))
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_worker_leaves_no_wait_in_a_connection_that_is_taken_back(start: Start) -> None:
+    """It stands still, and has filled a connection that it has not taken: the supervisor closes that."""
+    server = taken(start, LEAVE_A_WAIT_IN_WHAT_IT_TAKES_BACK, "--workers", "1", tcp=True)
+    os.kill(server.named("worker")[0], signal.SIGUSR2)
+    server.wait_event("child_stderr")
+    with socket.create_connection(("127.0.0.1", server.port)):
+        server.wait_event("connection_refused")
+    os.kill(server.named("worker")[0], signal.SIGKILL)
+    server.wait_event("worker_restarted")

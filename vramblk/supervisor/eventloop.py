@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import signal
 import time
 from collections.abc import Callable, Hashable
 
@@ -14,11 +15,14 @@ class EventLoop:
     """Calls back when a descriptor is readable (or its peer gone) and when a time has come.
 
     Attributes:
+        alarm_s: how often SIGALRM, for which there must be a handler, interrupts what is done between two
+            waits; 0: never. An attacker in a worker can make the close of a connection wait (SO_LINGER).
         on_error: called with what a callback raises, which then keeps no other from its turn; may raise it
             again. None: it comes through.
     """
 
     def __init__(self) -> None:
+        self.alarm_s = 0.0
         self.on_error: Callable[[Exception], None] | None = None
         self._epoll = select.epoll()
         self._readers: dict[int, Callable[[], None]] = {}
@@ -46,7 +50,10 @@ class EventLoop:
 
     def turn(self, timeout_s: float | None = None) -> None:
         """Wait for something, at most ``timeout_s``, and call back for all that has come."""
-        for fd, _ in self._epoll.poll(self._wait_s(timeout_s), _MOST_EVENTS):
+        self._set_alarm(0)
+        ready = self._epoll.poll(self._wait_s(timeout_s), _MOST_EVENTS)
+        self._set_alarm(self.alarm_s)
+        for fd, _ in ready:
             if callback := self._readers.get(fd):
                 self._call(callback)
         now_s = time.monotonic()
@@ -78,6 +85,15 @@ class EventLoop:
             return timeout_s
         wait_s = max(0.0, min(dues) - time.monotonic())
         return wait_s if timeout_s is None else min(wait_s, timeout_s)
+
+    def _set_alarm(self, interval_s: float) -> None:
+        if self.alarm_s:
+            signal.setitimer(signal.ITIMER_REAL, interval_s, interval_s)
+
+    def stop_alarm(self) -> None:
+        """From here on nothing is interrupted."""
+        self._set_alarm(0)
+        self.alarm_s = 0.0
 
     def close(self) -> None:
         self._epoll.close()

@@ -57,6 +57,8 @@ class ObserverProcess:
     def start(self) -> None:
         counters = self._shared.canary.counters
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # An attacker could send a connection whose close waits (SO_LINGER); the supervisor would close it.
+        ours.shutdown(socket.SHUT_RD)
         with theirs:
             self._line = ours
             self._started_s = time.monotonic()

@@ -24,7 +24,7 @@ from .servicemanager import ServiceManager, refuse_activation
 from .signalpipe import SignalPipe
 from .sizing import window_layouts
 
-_NOTICED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD)
+_NOTICED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGCHLD, signal.SIGALRM)
 _IGNORED = (signal.SIGUSR1,)
 
 

@@ -10,6 +10,7 @@ and never loads OpenCL, so it can fork at any time.
     SIGCHLD           reap; a worker or the observer is replaced, without the engine all is lost: exit 1
     SIGHUP            read the TLS files again
     SIGUSR1           nothing
+    SIGALRM           nothing; the supervisor's own, see ``EventLoop.alarm_s``
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ _WORKER_GRACE_S = 1.0
 _ENGINE_GRACE_S = 120.0
 _ABANDONED_ENGINE_GRACE_S = 1.5
 _AFTER_FAULT_S = 0.02
+#: An attacker in a worker can so often keep the supervisor from its loop, for as long.
+_ALARM_S = 0.1
 
 
 def serve(
@@ -226,6 +229,7 @@ class Supervisor:
         shared.control.store(ControlWord.READY_NS, time.monotonic_ns())
         set_state(shared, State.READY)
         loop.on_error = self._survive
+        loop.alarm_s = _ALARM_S
         self._acceptor.open()
         self._manager.ready(self._status())
         self._feed_watchdog()
@@ -350,9 +354,12 @@ class Supervisor:
     def _clean_up(self) -> None:
         self._ending = self._giving_up = True
         set_state(self._shared, State.STOPPED)
-        self._made.sockets.remove_files()
-        self._observer.stop()
-        self._made.sockets.close()
+        try:
+            self._made.sockets.remove_files()
+            self._observer.stop()
+            self._made.sockets.close()
+        finally:
+            self._loop.stop_alarm()
 
 
 def _run_engine(

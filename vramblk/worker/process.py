@@ -64,7 +64,8 @@ class Worker:
             try:
                 if self._turn():
                     return
-            except RuntimeFailure:
+            except RuntimeFailure as error:
+                self._log.error("process_failed", role="worker", detail=str(error))
                 raise
             except Exception:
                 self.loop.submissions.recover(self._log)
@@ -102,6 +103,8 @@ def run(shared: Shared, index: int, handoff: socket.socket, tls_files: tls.TlsFi
     # Under MCL_FUTURE every later allocation needs CAP_IPC_LOCK.
     privileges.drop(shared.worker_uid(index), keep=1 << kernel.CAP_IPC_LOCK)
     privileges.start_no_process()
+    # An attacker could send a connection whose close waits (SO_LINGER); the supervisor would close it.
+    handoff.shutdown(socket.SHUT_WR)
     gc.disable()
     worker.serve()
     return 0
