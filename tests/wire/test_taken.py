@@ -327,3 +327,23 @@ def test_a_worker_leaves_no_wait_in_a_connection_that_is_taken_back(start: Start
         server.wait_event("connection_refused")
     os.kill(server.named("worker")[0], signal.SIGKILL)
     server.wait_event("worker_restarted")
+
+
+#: Writes to every pipe that it can write to, of which one is the log.
+SPOIL_THE_LOG = """
+import os
+for number in map(int, os.listdir("/proc/self/fd")):
+    try:
+        if number > 2 and os.readlink(f"/proc/self/fd/{number}").startswith("pipe:"):
+            os.write(number, b"false \\x1b]0;title\\x07\\xc2\\x9b2J\\r\\x1b[33mline\\x1b[0m\\n")
+    except OSError:
+        pass
+"""
+
+
+def test_a_worker_sends_no_control_sequences_to_the_servers_terminal(start: Start) -> None:
+    """What it writes to the log is passed on without, but for the colours of the log itself."""
+    server = taken(start, SPOIL_THE_LOG, "--workers", "1")
+    os.kill(server.named("worker")[0], signal.SIGUSR2)
+    [line] = eventually(lambda: [line for line in server.raw_lines if line.startswith("false")])
+    assert line == "false ?]0;title??2J?\x1b[33mline\x1b[0m\n"

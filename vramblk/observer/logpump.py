@@ -7,6 +7,7 @@ import os
 import select
 import threading
 
+from ..system import logs
 from . import threads
 
 _CHUNK = 1 << 16
@@ -50,7 +51,7 @@ class LogPump:
             if not chunk:
                 return
             if not self._broken:
-                self._write(chunk)
+                self._write(logs.without_control(chunk))
 
     def _write(self, chunk: bytes) -> None:
         rest = memoryview(chunk)

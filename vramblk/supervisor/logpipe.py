@@ -52,6 +52,7 @@ class LogPipe:
             while (left_s := deadline_s - time.monotonic()) > 0 and (
                 data := os.read(self.reader, select.PIPE_BUF)
             ):
+                data = logs.without_control(data)
                 while data:
                     if not poller.poll(left_s * 1000):
                         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json as json_format
 import os
+import re
 import select
 import sys
 import time
@@ -34,6 +35,8 @@ _DEBUG, _INFO = 10, 20
 _LEADING = ("timestamp", "level", "event", "process", "pid")
 _LEVEL_COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 _PLAIN = "\x1b[0m"
+#: The colours, and all other control characters but the end of a line.
+_CONTROL = re.compile(rb"\x1b\[(?:0|31|33)m|[\x00-\x09\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
 #: Exceptions behind an exception that are logged too.
 _MOST_CAUSES = 8
 
@@ -44,6 +47,11 @@ def stdout_is_terminal() -> bool:
         return os.isatty(1)
     except OSError:
         return False
+
+
+def without_control(lines: bytes) -> bytes:
+    """What came through the pipe, without control characters: an attacker in a worker may write any."""
+    return _CONTROL.sub(lambda found: found[0] if len(found[0]) > 2 else b"?", lines)
 
 
 def configure(
