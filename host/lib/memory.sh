@@ -41,16 +41,6 @@ measure_room() { # devices
     done <"$proc/swaps"
 }
 
-wait_until() { # seconds command: poll ten times a second
-    polls=$(($1 * 10))
-    shift
-    until "$@"; do
-        [ "$polls" -gt 0 ] || return 1
-        polls=$((polls - 1))
-        sleep 0.1
-    done
-}
-
 # The reserve has to carry the socket buffers and requests of the way out while nothing can be reclaimed: 16 MiB were
 # seen to be needed at 160 MB of RAM. Big machines have more processors that empty it at once (1 % of RAM), and what
 # is locked cannot be reclaimed (1/32 of it). More than 256 MiB or 1/8 of RAM would only take memory away. The server

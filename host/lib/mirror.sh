@@ -158,35 +158,35 @@ stop_mirror() { # array, DEVICE, UUID of its swap signature
 
 is_array_of() { # DEVICE: array exists, and has no other members than it and NBD devices
     [ -e "$(array_md)" ] || return 1
+    # Its own path is gone if the disk was pulled.
+    named=$(kernel_name "$1") recorded=$(was_attached mirror_name)
     set +f
-    for each in "$(array_md)"/dev-*; do
-        case ${each##*/dev-} in
-        # Its own path is gone if the disk was pulled.
-        "$(kernel_name "$1")" | "$(was_attached mirror_name)" | nbd* | '*') ;;
-        *) set -f && return 1 ;;
-        esac
-    done
+    set -- "$(array_md)"/dev-*
     set -f
+    for each; do
+        case ${each##*/dev-} in "$named" | "$recorded" | nbd* | '*') ;; *) return 1 ;; esac
+    done
 }
 
 # Starts no process to fail the half: that must work while memory is short. True if the array is without it.
 drop_vram_half() {
     set +f
-    for each in "$(array_md)"/dev-*; do
+    set -- "$(array_md)"/dev-*
+    set -f
+    for each; do
         name=${each##*/dev-}
         case $name in nbd*) ;; *) continue ;; esac
         member=${each#"$root"}
         write_value "$member/state" faulty
         # The kernel does not fail the last half that works: its connection must stay.
-        [ -n "$dry_run" ] || is_failed "$each" || { set -f; return 1; }
+        [ -n "$dry_run" ] || is_failed "$each" || return 1
         # A server that stands still holds requests, which end with its connection.
         [ -n "$dry_run" ] || wait_until 1 remove_member "$member" || {
             act nbd-client -d "/dev/$name"
             wait_until 30 remove_member "$member"
-        } || { set -f; return 1; }
-        disconnect "/dev/$name" || { set -f; return 1; }
+        } || return 1
+        disconnect "/dev/$name" || return 1
     done
-    set -f
     # Also what a rebuild attached that was killed. Then the devices are free for everybody, so no record stays.
     # shellcheck disable=SC2013  # a list of devices
     for name in $(sed -n "s/^connect$tab//p" "$records"); do

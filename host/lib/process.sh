@@ -10,14 +10,14 @@ started() { # pid: when it started, in clock ticks since boot; with the pid it n
 # answer may be a container's, hence the last field of NSpid; the socket seen through its root tells two containers apart.
 find_server() {
     server_pid=''
-    here=$(stat -L -c %d:%i "$root$socket" 2>/dev/null) || return 0
+    socket_file=$(stat -L -c %d:%i "$root$socket" 2>/dev/null) || return 0
     set +f
     for each in "$proc"/[0-9]*; do
         read -r name 2>/dev/null <"$each/comm" || continue
         case $name in vramblk-supervi*) ;; *) continue ;; esac
         is_supervisor "$each" || continue
         for path in "$socket" "/run/vramblk/${socket##*/}"; do
-            if [ "$(stat -L -c %d:%i "$each/root$path" 2>/dev/null)" = "$here" ]; then
+            if [ "$(stat -L -c %d:%i "$each/root$path" 2>/dev/null)" = "$socket_file" ]; then
                 server_pid=${each##*/}
                 break 2
             fi

@@ -22,6 +22,16 @@ act_printable() { # seconds command
     return "$acted"
 }
 
+wait_until() { # seconds command: poll ten times a second
+    polls=$(($1 * 10))
+    shift
+    until "$@"; do
+        [ "$polls" -gt 0 ] || return 1
+        polls=$((polls - 1))
+        sleep 0.1
+    done
+}
+
 value_of() { # path: its value; of "none [mq-deadline]" the one in brackets
     sed -n -e 's/.*\[\([^]]*\)\].*/\1/' -e p -e q "$root$1" 2>/dev/null
 }

@@ -408,6 +408,14 @@ def test_is_swap_without_an_answer_of_docker(tmp_path: Path) -> None:
     refuses(tmp_path, "environment_of() { :; }; if is_swap id; then :; fi", 1, "does not report the container's mode")
 
 
+def refuses_or_agrees(tmp_path: Path, script: str, force: str, words: str, status: int = 1) -> None:
+    """Refuses with these words and this status, or without words prints nothing."""
+    if words:
+        refuses(tmp_path, script, status, words, FORCE=force)
+    else:
+        assert prints(tmp_path, script, FORCE=force) == ""
+
+
 SCRATCH, SWAP = "is_swap() { return 1; }; ", "is_swap() { :; }; "
 
 
@@ -428,11 +436,7 @@ SCRATCH, SWAP = "is_swap() { return 1; }; ", "is_swap() { :; }; "
     ],
 )  # fmt: skip
 def test_refuse_to_stop(tmp_path: Path, server: str, held: str, force: str, words: str) -> None:
-    script = f"{server} refuse_to_stop id '{held}'"
-    if words:
-        refuses(tmp_path, script, 2 if "allowed" in words else 1, words, FORCE=force)
-    else:
-        assert prints(tmp_path, script, FORCE=force) == ""
+    refuses_or_agrees(tmp_path, f"{server} refuse_to_stop id '{held}'", force, words, 2 if "allowed" in words else 1)
 
 
 @pytest.mark.parametrize(
@@ -448,11 +452,7 @@ def test_refuse_to_stop(tmp_path: Path, server: str, held: str, force: str, word
     ],
 )  # fmt: skip
 def test_refuse_to_replace(tmp_path: Path, server: str, held: str, force: str, words: str) -> None:
-    script = f"{server} refuse_to_replace id '{held}' SIZE"
-    if words:
-        refuses(tmp_path, script, 1, words, FORCE=force)
-    else:
-        assert prints(tmp_path, script, FORCE=force) == ""
+    refuses_or_agrees(tmp_path, f"{server} refuse_to_replace id '{held}' SIZE", force, words)
 
 
 # ------------------------------------------------------------------------------- swap

@@ -159,7 +159,7 @@ class ClientLoop:
         """Whether nobody is served, and nobody asks anything of this window."""
         return not (
             self.connections.by_fd or self.negotiations.by_fd or self.fences.unseen
-            or self.fences.asking or self.fences.waiting or self.holds.waiting or self.pollset.starved
+            or self.fences.asking or self.fences.waiting or self.pollset.starved
         )  # fmt: skip
 
     def sleep(self) -> None:
