@@ -1,5 +1,7 @@
 """vramblk-swap's man page, its page in docs/ and the example of /etc/default/vramblk, from its ``--help``.
 
+Also the names of the variables that it does not warn of, from the tables.
+
 ``python -m tools.shellgen`` writes them.
 """
 
@@ -7,20 +9,42 @@ from __future__ import annotations
 
 import re
 import subprocess
+import textwrap
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from tools.generated import roff
+from tools.variables import FOREIGN_VARIABLES
+from vramblk.config.options import OPTIONS
 
 SCRIPT = Path(__file__).resolve().parents[1] / "host" / "vramblk-swap"
 MAN = "share/man/man8/vramblk-swap.8"
 EXAMPLE = "host/vramblk.default"
 PAGE = "docs/reference/vramblk-swap.md"
+NAMES = "host/lib/names.sh"
 
 _NOTE = "Made by python -m tools.shellgen from vramblk-swap --help."
 _ROW = re.compile(r"  (\S+) +(.*?)(?: \[(.*)\])?")
 _CONTINUED = re.compile(r"\n {4,}")
+
+
+def names() -> str:
+    """The text of names.sh: the variables of this script, of the server, and of other programs."""
+    foreign = [variable for variable in FOREIGN_VARIABLES if variable.user != "tests"]
+    lists = {
+        "own_names": [variable.name for variable in foreign if variable.user == "host script"],
+        "server_names": [option.environment for option in OPTIONS],
+        "other_names": [variable.name for variable in foreign if variable.user != "host script"],
+    }
+    lines = [
+        "# shellcheck shell=sh disable=SC2034",
+        "# Made by python -m tools.shellgen from the tables of variables.",
+    ]
+    for name, found in lists.items():
+        words = " ".join(each.removeprefix("VRAMBLK_") for each in found)
+        lines += ["", *textwrap.wrap(f"{name}='{words}'", 120, break_long_words=False)]
+    return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ def _files(root: Path) -> dict[Path, str]:
         root / hostpages.MAN: hostpages.man_page(),
         root / hostpages.EXAMPLE: hostpages.example(),
         root / hostpages.PAGE: hostpages.page(),
+        root / hostpages.NAMES: hostpages.names(),
         root / upnames.NAMES: upnames.names(root),
     }
 

@@ -426,6 +426,6 @@ def test_secret_is_shown_nowhere() -> None:
 
 def test_the_host_script_knows_every_option() -> None:
     """What it does not know it warns about, and the same file of settings is for both."""
-    text = (Path(__file__).resolve().parents[2] / "host/lib/settings.sh").read_text()
+    text = (Path(__file__).resolve().parents[2] / "host/lib/names.sh").read_text()
     (names,) = re.findall(r"^server_names='([^']+)'", text, re.MULTILINE)
     assert {f"VRAMBLK_{name}" for name in names.split()} == {option.environment for option in OPTIONS}
