@@ -61,15 +61,15 @@ def test_the_oldest_of_those_that_count_makes_way() -> None:
     """Never one that has negotiated, and none that is nearer than the newcomer."""
     everybody = Full("", lambda peer: True)
     clients = [
-        Client(1, UNIX, 10), Client(2, NEAR), Client(3, FAR, 30), Client(4, NEAR, 40), Client(5, LOCAL, 20),
+        Client(1, UNIX, 10), Client(2, NEAR), Client(5, FAR, 30), Client(6, NEAR, 40), Client(3, LOCAL, 50),
     ]  # fmt: skip
 
     def way(peer: Peer, full: Full = everybody) -> int:
         found = makes_way(peer, full, clients)
         return found.number if found else 0
 
-    assert (way(UNIX), way(LOCAL), way(NEAR)) == (1, 5, 3)
-    assert way(NEAR, Full("", lambda peer: peer == NEAR)) == 4
+    assert (way(UNIX), way(LOCAL), way(NEAR)) == (1, 3, 5)
+    assert way(NEAR, Full("", lambda peer: peer == NEAR)) == 6
     assert makes_way(UNIX, everybody, [Client(1, UNIX), Client(2, FAR)]) is None
 
 

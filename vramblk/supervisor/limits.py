@@ -138,7 +138,11 @@ class Limits:
 
 def makes_way(peer: Peer, full: Full, clients: Iterable[Client]) -> Client | None:
     """The client that makes way for one from ``peer``: of the unfinished negotiations that count towards the
-    limit, none of them nearer than the newcomer, the oldest. None without any."""
+    limit, none of them nearer than the newcomer, the oldest. None without any.
+
+    Numbers have the order in which connections were accepted. Times do not: one that its worker has taken has
+    the worker's time, which is later than the time at which the next one was sent.
+    """
     candidates = (
         client
         for client in clients
@@ -146,4 +150,4 @@ def makes_way(peer: Peer, full: Full, clients: Iterable[Client]) -> Client | Non
         and client.peer.origin >= peer.origin
         and full.counts(client.peer)
     )
-    return min(candidates, key=lambda client: client.negotiates_since_ns or 0, default=None)
+    return min(candidates, key=lambda client: client.number, default=None)
